@@ -1,0 +1,1 @@
+"""How a process lives on a cluster; knows nothing of images."""

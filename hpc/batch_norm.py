@@ -1,0 +1,207 @@
+"""BatchNorm over a fixed number of samples, whatever a rank holds.
+
+A group is ``group_size`` samples that follow each other in the global batch, of one view. Where a rank holds several
+groups, each is normalised by itself; where a group spans ranks, its statistics are merged across them. Results and
+gradients are then those of one process. Running statistics move once an optimizer step, by the mean over all groups,
+and are equal on all ranks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from hpc.collectives import Group, group_size
+from hpc.errors import UserError
+
+
+def legal_world_sizes(global_batch_size: int, bn_group_size: int, most: int = 1024) -> list[int]:
+    """World sizes up to ``most`` that share the batch evenly and keep every group whole inside equal ranks."""
+    sizes = [w for w in range(1, min(most, global_batch_size) + 1) if global_batch_size % w == 0]
+    local = {w: global_batch_size // w for w in sizes}
+    return [w for w in sizes if local[w] % bn_group_size == 0 or bn_group_size % local[w] == 0]
+
+
+class Layout:
+    """Where BatchNorm groups lie; shared by all BatchNorm layers of a module.
+
+    Args:
+        bn_group_size: samples a group.
+        local_batch_size: samples of one view that this rank holds.
+        world: group of all ranks, for running statistics; ``None`` for one process. Its own, so that these
+            collectives never interleave with those of the engine.
+        span: group of the ranks that share one BatchNorm group; ``None`` where a rank holds whole groups.
+    """
+
+    def __init__(self, bn_group_size: int, local_batch_size: int, world: Group = None, span: Group = None) -> None:
+        if max(bn_group_size, local_batch_size) % min(bn_group_size, local_batch_size):
+            raise UserError(
+                f"bn_group_size {bn_group_size} and the {local_batch_size} samples of a rank do not divide each other"
+            )
+        if span is None and bn_group_size > local_batch_size:
+            raise UserError(f"bn_group_size {bn_group_size} needs more samples than the {local_batch_size} of a rank")
+        self.bn_group_size, self.local_batch_size = bn_group_size, local_batch_size
+        self.world, self.span = world, span
+        self.layers: list[GroupedBatchNorm] = []
+
+    def update_running_statistics(self) -> None:
+        """Move the running statistics of every layer by what its groups saw since the last call, on all ranks."""
+        active = [layer for layer in self.layers if layer.seen]
+        if not active:
+            return
+        pending = torch.cat([torch.stack(layer.seen).mean(0).flatten() for layer in active])
+        if self.world is not None:
+            dist.all_reduce(pending, group=self.world)
+            pending /= group_size(self.world)
+        for layer, part in zip(active, pending.split([2 * layer.num_features for layer in active]), strict=True):
+            layer.move(part.view(2, -1))
+
+    def forget(self) -> None:
+        """Drop what was seen since the last update, without moving anything."""
+        for layer in self.layers:
+            layer.seen.clear()
+
+
+def make_layout(global_batch_size: int, bn_group_size: int, rank: int, world_size: int) -> Layout:
+    """The :class:`Layout` of this rank; collective, since it makes process groups.
+
+    Raises:
+        UserError: the world size cannot keep the groups; the legal ones are named.
+    """
+    if world_size not in legal_world_sizes(global_batch_size, bn_group_size, max(world_size, 1)):
+        legal = ", ".join(map(str, legal_world_sizes(global_batch_size, bn_group_size)))
+        raise UserError(
+            f"{world_size} ranks cannot share a global batch of {global_batch_size} with BatchNorm groups of "
+            f"{bn_group_size}; legal numbers of ranks: {legal or 'none (bn_group_size must divide the batch)'}"
+        )
+    local = global_batch_size // world_size
+    if world_size == 1:
+        return Layout(bn_group_size, local)
+    world, span = dist.new_group(), None
+    ranks = bn_group_size // local
+    if ranks > 1:
+        # Every rank has to take part in making every group.
+        for first in range(0, world_size, ranks):
+            members = list(range(first, first + ranks))
+            made = dist.new_group(members)
+            span = made if rank in members else span
+    return Layout(bn_group_size, local, world, span)
+
+
+class _SpanningNorm(torch.autograd.Function):
+    """BatchNorm whose statistics are merged over the ranks of a group (equal counts on each)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, group: Group
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        dims = [d for d in range(x.dim()) if d != 1]
+        wide = x if x.dtype == torch.float64 else x.float()
+        var, mean = torch.var_mean(wide, dims, correction=0)
+        parts = [torch.empty(2, x.shape[1], dtype=mean.dtype, device=x.device) for _ in range(group_size(group))]
+        dist.all_gather(parts, torch.stack([mean, var]), group=group)
+        means, variances = torch.stack(parts).unbind(1)
+        mean = means.mean(0)
+        # Chan et al. 1979 for equal counts: no cancellation, as from raw second moments.
+        var = variances.mean(0) + (means - mean).square().mean(0)
+        count = group_size(group) * x.numel() // x.shape[1]
+        ctx.save_for_backward(x, weight, mean, var)
+        ctx.eps, ctx.group, ctx.count = eps, group, count
+        ctx.mark_non_differentiable(mean, var)
+        return nn.functional.batch_norm(x, mean, var, weight, bias, False, 0.0, eps), mean, var
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        x, weight, mean, var = ctx.saved_tensors
+        invstd = (var + ctx.eps).rsqrt()
+        _, d_weight, d_bias = torch.ops.aten.native_batch_norm_backward(
+            dy.contiguous(), x, weight, mean, var, mean, invstd, False, ctx.eps, [False, True, True]
+        )
+        total = torch.stack([d_weight, d_bias])
+        dist.all_reduce(total, group=ctx.group)
+        scale = weight * invstd
+        slope = -scale * invstd * total[0] / ctx.count
+        shift = -scale * total[1] / ctx.count - slope * mean
+        shape = [1, -1, *([1] * (x.dim() - 2))]
+        dx = dy * scale.view(shape) + x * slope.view(shape) + shift.view(shape)
+        return dx.to(x.dtype), d_weight, d_bias, None, None
+
+
+class GroupedBatchNorm(nn.Module):
+    """Drop-in for ``nn.BatchNorm1d`` and ``nn.BatchNorm2d`` with the same parameter and buffer names.
+
+    Args:
+        old: the layer to take the place of, with its weights; a timm ``BatchNormAct2d``'s activation is kept.
+        layout: where the groups lie.
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(self, old: nn.Module, layout: Layout) -> None:
+        super().__init__()
+        self.num_features, self.eps = int(old.num_features), float(old.eps)  # type: ignore[arg-type]
+        self.momentum = float(old.momentum)  # type: ignore[arg-type]
+        weight, bias = old.weight, old.bias
+        if weight is None or bias is None:
+            raise ValueError("BatchNorm without weight and bias is not supported")
+        self.weight, self.bias = weight, bias  # type: ignore[assignment]
+        for name in ("running_mean", "running_var", "num_batches_tracked"):
+            self.register_buffer(name, getattr(old, name))
+        self.drop, self.act = getattr(old, "drop", None), getattr(old, "act", None)
+        self.layout = layout
+        self.seen: list[Tensor] = []
+        layout.layers.append(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise ``x`` (n, C, ...): by its groups in training, by the running statistics in evaluation."""
+        if self.training:
+            y = self._by_groups(x)
+        else:
+            y = nn.functional.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+            )
+        y = y if self.drop is None else self.drop(y)
+        return y if self.act is None else self.act(y)
+
+    def _by_groups(self, x: Tensor) -> Tensor:
+        if x.shape[0] != self.layout.local_batch_size:
+            raise ValueError(f"got {x.shape[0]} samples of a view, declared were {self.layout.local_batch_size}")
+        size = self.layout.bn_group_size
+        if self.layout.span is not None:
+            y, mean, var = _SpanningNorm.apply(x, self.weight, self.bias, self.eps, self.layout.span)
+            self._remember(mean, var, size * x[0, 0].numel())
+            return y  # type: ignore[no-any-return]
+        parts = []
+        for part in x.split(size):
+            y, mean, invstd = torch.native_batch_norm(part, self.weight, self.bias, None, None, True, 0.0, self.eps)
+            self._remember(mean, invstd.detach().pow(-2) - self.eps, size * x[0, 0].numel())
+            parts.append(y)
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _remember(self, mean: Tensor, var: Tensor, count: int) -> None:
+        # Running variances are unbiased, as torch's are.
+        self.seen.append(torch.stack([mean.detach(), var.detach() * (count / max(count - 1, 1))]))
+
+    def move(self, statistics: Tensor) -> None:
+        """Move the running statistics towards ``statistics`` (2, C: mean, variance) by the momentum."""
+        self.running_mean.lerp_(statistics[0].to(self.running_mean), self.momentum)
+        self.running_var.lerp_(statistics[1].to(self.running_var), self.momentum)
+        self.num_batches_tracked += 1
+        self.seen.clear()
+
+
+def convert(module: nn.Module, layout: Layout) -> nn.Module:
+    """Put a :class:`GroupedBatchNorm` in the place of every BatchNorm inside ``module`` and return it."""
+    for name, child in module.named_children():
+        if isinstance(child, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            setattr(module, name, GroupedBatchNorm(child, layout))
+        else:
+            convert(child, layout)
+    return module

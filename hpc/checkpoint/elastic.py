@@ -1,0 +1,102 @@
+"""Training state by parameter *name*, gathered from and scattered to any ZeRO stage and any number of ranks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hpc.checkpoint.files import CheckpointError
+from hpc.engine import Engine
+
+
+def _trained(module: nn.Module) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in module.named_parameters() if p.requires_grad}
+
+
+def _slots(states: dict[Any, dict[str, Any]]) -> list[str]:
+    """Names of the optimizer's tensors a parameter, such as ``exp_avg``; scalars such as ``step`` are not among them."""
+    names = {k for state in states.values() for k, v in state.items() if torch.is_tensor(v) and v.dim() > 0}
+    return sorted(names)
+
+
+def _base_optimizer(engine: Engine) -> torch.optim.Optimizer:
+    return getattr(engine.optimizer, "optimizer", engine.optimizer)  # type: ignore[no-any-return]
+
+
+def gather(engine: Engine) -> dict[str, dict[str, Tensor]]:
+    """``{"model": weights and buffers, "optimizer": "<slot>/<name>" -> tensor}``, whole, on every rank.
+
+    Collective: every rank has to call it.
+    """
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+    trained = _trained(engine.module)
+    states = _base_optimizer(engine).state
+    model = {name: tensor.detach() for name, tensor in engine.module.state_dict().items()}
+    optimizer: dict[str, Tensor] = {}
+    slots = _slots(states)
+    for name, parameter in trained.items():
+        if engine.zero_stage:
+            model[name] = safe_get_full_fp32_param(parameter)
+        for slot in slots:
+            value = safe_get_full_optimizer_state(parameter, slot) if engine.zero_stage else states[parameter][slot]
+            if value is not None:
+                optimizer[f"{slot}/{name}"] = value
+    return {"model": model, "optimizer": optimizer}
+
+
+def optimizer_steps(engine: Engine) -> float:
+    """The optimizer's own count of steps (AdamW's bias correction), 0 before the first."""
+    counts = [float(s["step"]) for s in _base_optimizer(engine).state.values() if "step" in s]
+    return max(counts, default=0.0)
+
+
+@torch.no_grad()
+def scatter(engine: Engine, model: dict[str, Tensor], optimizer: dict[str, Tensor], steps: float) -> None:
+    """Put a gathered state into an engine of any stage and number of ranks.
+
+    Raises:
+        CheckpointError: names or shapes differ from the engine's; the first difference is named.
+    """
+    _check_names(engine.module, model)
+    engine.module.load_state_dict(model)
+    if engine.zero_stage:
+        _scatter_partitioned(engine, model, optimizer, steps)
+        return
+    states = _base_optimizer(engine).state
+    for name, parameter in _trained(engine.module).items():
+        slots = {key.split("/", 1)[0]: v for key, v in optimizer.items() if key.split("/", 1)[1] == name}
+        if not slots:
+            continue
+        states[parameter] = {slot: v.to(parameter.device, parameter.dtype).clone() for slot, v in slots.items()}
+        if "exp_avg" in slots:
+            # Fused AdamW keeps its step count beside the parameters.
+            states[parameter]["step"] = torch.tensor(steps, dtype=torch.float32, device=parameter.device)
+
+
+def _scatter_partitioned(
+    engine: Engine, model: dict[str, Tensor], optimizer: dict[str, Tensor], steps: float
+) -> None:
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+    for name, parameter in _trained(engine.module).items():
+        safe_set_full_fp32_param(parameter, model[name].to(engine.device))
+        for key, value in optimizer.items():
+            slot, owner = key.split("/", 1)
+            if owner == name:
+                safe_set_full_optimizer_state(parameter, value.to(engine.device), slot)
+    for state in _base_optimizer(engine).state.values():
+        if "step" in state:
+            state["step"].fill_(steps)
+
+
+def _check_names(module: nn.Module, model: dict[str, Tensor]) -> None:
+    own = module.state_dict()
+    for name in [*own, *model]:
+        if name not in model or name not in own:
+            where = "the checkpoint" if name not in model else "the model"
+            raise CheckpointError(f"'{name}' is missing in {where}")
+        if own[name].shape != model[name].shape:
+            raise CheckpointError(f"'{name}' has shape {tuple(model[name].shape)}, not {tuple(own[name].shape)}")

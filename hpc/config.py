@@ -1,0 +1,231 @@
+"""Strict typed recipes: dataclasses from YAML and dotted overrides, back to YAML, and their fingerprint.
+
+A recipe has two halves. *What* decides the result and is hashed into the fingerprint; *how* (fields declared with
+``how=True``, or inside a section so declared) only decides where and how fast it runs, and is free to change at a
+resume.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import types
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from hpc.errors import UserError
+
+C = TypeVar("C")
+REQUIRED = dataclasses.MISSING
+
+
+def option(
+    default: Any = REQUIRED,
+    help: str = "",
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    how: bool = False,
+) -> Any:
+    """A recipe field: default, one sentence of help, inclusive bounds, and whether it is a *how*."""
+    metadata = {"help": help, "low": low, "high": high, "how": how}
+    if isinstance(default, (list, dict)):
+        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def section(cls: type, *, how: bool = False) -> Any:
+    """A nested section of a recipe with the defaults of ``cls``."""
+    return dataclasses.field(default_factory=cls, metadata={"how": how})
+
+
+def build(cls: type[C], values: Mapping[str, Any], where: str = "") -> C:
+    """Make a ``cls`` from nested mappings, checking every key, type and bound.
+
+    After the fields, ``check(self)`` is called where the class has one; a ``ValueError`` from it is reported under
+    the section's name.
+
+    Raises:
+        UserError: unknown key (with the nearest known one), missing key, wrong type or value out of bounds.
+    """
+    if not isinstance(values, Mapping):
+        raise UserError(f"recipe section '{where or 'top level'}' must be a mapping, not {values!r}")
+    hints = get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    prefix = f"{where}." if where else ""
+    for name in values:
+        if name not in fields:
+            raise UserError(_unknown(prefix, str(name), list(fields)))
+    arguments = {}
+    for name, field in fields.items():
+        if name in values:
+            arguments[name] = _convert(hints[name], values[name], prefix + name, field.metadata)
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise UserError(f"recipe key '{prefix}{name}' is missing: {field.metadata.get('help', '')}")
+    made = cls(**arguments)
+    check = getattr(made, "check", None)
+    if check is not None:
+        try:
+            check()
+        except ValueError as error:
+            raise UserError(f"recipe section '{where or 'top level'}': {error}") from None
+    return made
+
+
+def _unknown(prefix: str, name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f" (did you mean '{prefix}{near[0]}'?)" if near else ""
+    return f"recipe key '{prefix}{name}' does not exist{hint}; allowed here: {', '.join(known)}"
+
+
+def _convert(kind: Any, value: Any, where: str, metadata: Mapping[str, Any]) -> Any:
+    """``value`` as a ``kind``; ints become floats where floats are asked for, nothing else is converted."""
+    origin = get_origin(kind)
+    if dataclasses.is_dataclass(kind):
+        return value if isinstance(value, kind) else build(kind, value, where)  # type: ignore[arg-type]
+    if origin is Literal:
+        if value not in get_args(kind) or isinstance(value, bool) != isinstance(get_args(kind)[0], bool):
+            raise UserError(f"recipe key '{where}' is {value!r}; allowed: {', '.join(map(str, get_args(kind)))}")
+        return value
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in get_args(kind):
+            return None
+        kinds = [k for k in get_args(kind) if k is not type(None)]
+        return _convert(kinds[0], value, where, metadata)
+    if origin is dict:
+        if not isinstance(value, dict) or not all(isinstance(k, str) for k in value):
+            raise UserError(f"recipe key '{where}' must be keys and values, not {value!r}")
+        return dict(value)
+    if origin in (list, tuple):
+        return _convert_sequence(kind, value, where, metadata)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if kind is float and isinstance(value, str):
+        value = _float_from_text(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise UserError(f"recipe key '{where}' must be {_name(kind)}, not {value!r}")
+    _check_bounds(value, where, metadata)
+    return value
+
+
+def _convert_sequence(kind: Any, value: Any, where: str, metadata: Mapping[str, Any]) -> Any:
+    if not isinstance(value, (list, tuple)):
+        raise UserError(f"recipe key '{where}' must be a list, not {value!r}")
+    kinds = get_args(kind)
+    fixed = get_origin(kind) is tuple and Ellipsis not in kinds
+    if fixed and len(value) != len(kinds):
+        raise UserError(f"recipe key '{where}' must have {len(kinds)} values, not {len(value)}")
+    items = [_convert(kinds[i] if fixed else kinds[0], v, f"{where}[{i}]", metadata) for i, v in enumerate(value)]
+    return get_origin(kind)(items)
+
+
+def _float_from_text(value: str) -> Any:
+    """YAML 1.1 reads ``1e-3`` as text; people write it, so it counts as a number."""
+    try:
+        return float(value)
+    except ValueError:
+        return value
+
+
+def _check_bounds(value: Any, where: str, metadata: Mapping[str, Any]) -> None:
+    if isinstance(value, float) and value != value:
+        raise UserError(f"recipe key '{where}' must be a number, not nan")
+    low, high = metadata.get("low"), metadata.get("high")
+    if isinstance(value, (int, float)) and ((low is not None and value < low) or (high is not None and value > high)):
+        bounds = f"at least {low}" if high is None else f"at most {high}" if low is None else f"from {low} to {high}"
+        raise UserError(f"recipe key '{where}' is {value}; it must be {bounds}")
+
+
+def _name(kind: Any) -> str:
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(kind, str(kind))
+
+
+def parse_yaml(text: str, where: str) -> dict[str, Any]:
+    """A YAML mapping as a dictionary (empty text gives ``{}``).
+
+    Raises:
+        UserError: no valid YAML (with the line), or no mapping.
+    """
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(f"{where} must hold keys and values, not {type(values).__name__}")
+    return values
+
+
+def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """``values`` with dotted overrides such as ``train.steps=20`` put in; the right sides are read as YAML.
+
+    Raises:
+        UserError: an override without ``=``, or through a key that is no section.
+    """
+    result = json.loads(json.dumps(values))
+    for override in overrides:
+        name, separator, text = override.partition("=")
+        if not separator or not name:
+            raise UserError(f"override '{override}' must look like section.key=value")
+        try:
+            value = yaml.safe_load(text) if text else ""
+        except yaml.YAMLError:
+            value = text
+        *path, last = name.split(".")
+        place = result
+        for part in path:
+            place = place.setdefault(part, {})
+            if not isinstance(place, dict):
+                raise UserError(f"override '{override}': '{part}' is a value, not a section")
+        place[last] = value
+    return result
+
+
+def to_dict(recipe: Any, *, what_only: bool = False) -> dict[str, Any]:
+    """A recipe as nested plain values; with ``what_only`` the *how* fields and sections are left out."""
+    result: dict[str, Any] = {}
+    for field in dataclasses.fields(recipe):
+        if what_only and field.metadata.get("how"):
+            continue
+        value = getattr(recipe, field.name)
+        if dataclasses.is_dataclass(value):
+            result[field.name] = to_dict(value, what_only=what_only)
+        else:
+            result[field.name] = list(value) if isinstance(value, tuple) else value
+    return result
+
+
+def to_yaml(recipe: Any) -> str:
+    """A recipe as YAML that :func:`build` reads back to an equal one."""
+    return yaml.safe_dump(to_dict(recipe), sort_keys=False, default_flow_style=None, allow_unicode=True)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one with dotted keys."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def fingerprint(recipe: Any, **inputs: str) -> str:
+    """Twelve hex digits over the *what* of a recipe and the hashes of its ``inputs`` (such as the store's)."""
+    canonical = json.dumps({"recipe": to_dict(recipe, what_only=True), "inputs": inputs}, sort_keys=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """What differs between two nested mappings, as ``key: old -> new`` sentences, for the error at a resume."""
+    before, after = flatten(old), flatten(new)
+    absent = "(absent)"
+    names = [*before, *(n for n in after if n not in before)]
+    pairs = ((n, before.get(n, absent), after.get(n, absent)) for n in names)
+    return [f"{name}: {a} -> {b}" for name, a, b in pairs if a != b]

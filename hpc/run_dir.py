@@ -1,0 +1,253 @@
+"""The run directory: one folder that says what a run is, how often it started, and what it measured.
+
+``recipe.yaml``, ``run.json``, ``metrics.jsonl``, ``checkpoints/``, ``wandb/``, ``export/``, ``report/``. Only rank 0
+writes; any process may read at any time.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import socket
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hpc import atomic
+from hpc.config import changes, parse_yaml
+from hpc.errors import UserError
+
+SCHEMA = 1
+KILLED = "killed or crashed (no end was recorded)"
+
+
+class RunDir:
+    """The places inside a run directory, and the record of the run's starts in ``run.json``."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.recipe_path = self.path / "recipe.yaml"
+        self.record_path = self.path / "run.json"
+        self.metrics_path = self.path / "metrics.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self.wandb = self.path / "wandb"
+        self.export_dir = self.path / "export"
+        self.report = self.path / "report"
+
+    @classmethod
+    def prepare(
+        cls, path: str | Path, recipe_yaml: str, fingerprint: str, what: Mapping[str, Any] | None = None
+    ) -> RunDir:
+        """Make the run directory, or open the one that is there for a resume. For rank 0 only.
+
+        Args:
+            path: the directory; a new one appears whole or not at all.
+            recipe_yaml: the full recipe. At a resume it replaces the recorded one, since machine keys may change.
+            fingerprint: the identity of the run.
+            what: the half of the recipe (and the hashes of its inputs) that the fingerprint is made of. It is kept
+                in ``run.json`` so that a later mismatch can name the changed keys.
+
+        Raises:
+            UserError: the directory holds a run with another fingerprint, or other files, or cannot be written.
+        """
+        run = cls(path)
+        try:
+            if run.record_path.exists():
+                run._check_identity(fingerprint, recipe_yaml, what)
+                atomic.write_text(run.recipe_path, recipe_yaml)
+            else:
+                run._create(recipe_yaml, fingerprint, what)
+            for folder in (run.checkpoints, run.wandb, run.export_dir, run.report):
+                folder.mkdir(exist_ok=True)
+        except OSError as error:
+            if isinstance(error, FileExistsError) and run.path.exists():
+                raise UserError(f"run_dir {run.path} exists and holds no run (no run.json); choose another") from None
+            raise UserError(f"run_dir {run.path} cannot be written: {error.strerror or error}") from None
+        return run
+
+    def _create(self, recipe_yaml: str, fingerprint: str, what: Mapping[str, Any] | None) -> None:
+        record = {"schema": SCHEMA, "fingerprint": fingerprint, "created": _now(), "what": what, "starts": []}
+        with atomic.directory(self.path) as temporary:
+            atomic.write_text(temporary / self.recipe_path.name, recipe_yaml)
+            atomic.write_json(temporary / self.record_path.name, record)
+
+    def _check_identity(self, fingerprint: str, recipe_yaml: str, what: Mapping[str, Any] | None) -> None:
+        record = self.record()
+        if record["fingerprint"] == fingerprint:
+            return
+        if what is not None and record.get("what") is not None:
+            changed = changes(record["what"], json.loads(json.dumps(what)))
+        else:
+            changed = changes(
+                parse_yaml(self.recipe_path.read_text(), "recipe.yaml"), parse_yaml(recipe_yaml, "recipe")
+            )
+        raise UserError(
+            f"run_dir {self.path} holds another run (fingerprint {record['fingerprint']}, now {fingerprint}); "
+            f"changed: {'; '.join(changed) or 'the inputs'}. Choose another run_dir, or take the changes back to resume"
+        )
+
+    def record(self) -> dict[str, Any]:
+        """What ``run.json`` holds: ``schema``, ``fingerprint``, ``created``, ``what``, ``starts``.
+
+        Raises:
+            UserError: it is missing, no JSON, or of another schema.
+        """
+        try:
+            record = json.loads(self.record_path.read_text())
+        except OSError:
+            raise UserError(f"{self.path} is not a run directory: it has no run.json") from None
+        except ValueError as error:
+            raise UserError(f"{self.record_path} is damaged: {error}") from None
+        if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+            raise UserError(f"{self.record_path} has another schema than {SCHEMA}: written by another nanodist?")
+        return record
+
+    def begin_start(
+        self,
+        topology: Mapping[str, Any],
+        first_step: int,
+        hosts: Sequence[str] = (),
+        versions: Mapping[str, str] | None = None,
+    ) -> int:
+        """Record a start of the run, and return its number from 0.
+
+        A start before it that recorded no end was killed; it is marked so, with the last step that it logged.
+
+        Args:
+            topology: ``Topology.as_dict()`` of rank 0.
+            first_step: the first step that this start will train.
+            hosts: host names of the ranks; this host alone if empty.
+            versions: versions beside the ones of the installed packages.
+        """
+        record = self.record()
+        for start in record["starts"]:
+            if start["reason"] is None:
+                logged = [line["step"] for line in metric_lines(self.metrics_path)]
+                start["reason"] = KILLED
+                start["last_step"] = logged[-1] if logged and logged[-1] >= start["first_step"] else None
+        record["starts"].append(
+            {
+                "began": _now(),
+                "ended": None,
+                "first_step": first_step,
+                "last_step": None,
+                "reason": None,
+                "launcher": topology.get("launcher"),
+                "hosts": sorted(set(hosts)) or [socket.gethostname()],
+                "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
+                "slurm_restart_count": os.environ.get("SLURM_RESTART_COUNT"),
+                "topology": dict(topology),
+                "versions": {**package_versions(), **(versions or {})},
+                "git_commit": git_commit(),
+            }
+        )
+        atomic.write_json(self.record_path, record)
+        return len(record["starts"]) - 1
+
+    def end_start(self, last_step: int, reason: str) -> None:
+        """Record that the present start ended after ``last_step``, and why, such as ``"completed"``."""
+        record = self.record()
+        record["starts"][-1].update(ended=_now(), last_step=last_step, reason=reason)
+        atomic.write_json(self.record_path, record)
+
+
+class MetricsWriter:
+    """Appends one JSON object a line to ``metrics.jsonl``; what is there is never changed."""
+
+    def __init__(self, path: str | Path) -> None:
+        self._file = open(path, "ab+")  # noqa: SIM115  closed by close()
+        if self._file.tell() > 0:
+            self._file.seek(-1, os.SEEK_END)
+            if self._file.read(1) != b"\n":
+                # A killed start tore its last line; what comes now must not be glued to it.
+                self._file.write(b"\n")
+
+    def write(self, values: Mapping[str, Any]) -> None:
+        """Append ``values`` (text, numbers, 0-d tensors); NaN and infinity become null and are named in ``nonfinite``.
+
+        The line reaches the operating system before this returns, so a killed process loses none.
+        """
+        plain = {name: _plain(value) for name, value in values.items()}
+        nonfinite = [name for name, value in plain.items() if isinstance(value, float) and not math.isfinite(value)]
+        plain.update(dict.fromkeys(nonfinite))
+        if nonfinite:
+            plain["nonfinite"] = nonfinite
+        self._file.write(json.dumps(plain, allow_nan=False).encode() + b"\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _plain(value: Any) -> Any:
+    """0-d arrays and tensors as Python numbers."""
+    return value.item() if hasattr(value, "item") else value
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """The lines of the surviving history of a run, with growing ``step``.
+
+    A step that comes again after a resume counts once: from there on, what the dead start had logged is left out.
+    A line torn by a kill is left out as well. A missing file gives an empty list.
+    """
+    history: list[dict[str, Any]] = []
+    for line in metric_lines(path):
+        while history and history[-1]["step"] >= line["step"]:
+            history.pop()
+        history.append(line)
+    return history
+
+
+def metric_lines(path: str | Path) -> list[dict[str, Any]]:
+    """All whole lines that carry a step, those of dead starts as well, in the order in which they were written."""
+    try:
+        text = Path(path).read_text(errors="replace")
+    except FileNotFoundError:
+        return []
+    found = []
+    for line in text.splitlines():
+        try:
+            values = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(values, dict) and isinstance(values.get("step"), int):
+            found.append(values)
+    return found
+
+
+def package_versions() -> dict[str, str | None]:
+    """The versions that a result may depend on; ``None`` for what is not installed."""
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for name in ("nanodist", "torch", "deepspeed", "timm", "kornia", "numpy"):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    return versions
+
+
+def git_commit() -> str | None:
+    """The commit of this code if it runs from a checkout (``-dirty`` if edited since), else ``None``; never fails."""
+    here = Path(__file__).resolve()
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(here.parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", here.name)  # an installation inside somebody's repository is no checkout
+        dirty = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("-dirty" if dirty else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _now() -> str:
+    """The time as ISO 8601 in UTC, to the second."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")

@@ -1,0 +1,59 @@
+"""The ``nanodist`` command: one module a subcommand, imported only when it is asked for."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from hpc.errors import UserError
+from nanodist._version import __version__
+
+# name -> (module, sentence); the sentence stands here so that ``nanodist --help`` imports nothing.
+COMMANDS = {
+    "synth": "Make synthetic micrographs with exact ground truth.",
+    "pack": "Pack micrographs into a store of WebDataset shards.",
+    "inspect": "Show what a store holds.",
+    "verify": "Check every hash of a store and decode every sample.",
+    "pretrain": "Pretrain an encoder on a store, as a recipe says.",
+    "views": "Draw the augmented views that a recipe makes of a store's samples.",
+    "probe": "Measure a frozen encoder by kNN and a linear probe over the number of labels.",
+    "export": "Write a trained encoder so that others load it without nanodist.",
+    "report": "Write one self-contained HTML page about a run.",
+    "doctor": "Say what this machine has, and what is missing for what.",
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The top parser; subcommands parse their own arguments once their module is imported."""
+    width = max(map(len, COMMANDS)) + 2
+    lines = "\n".join(f"  {name:<{width}}{sentence}" for name, sentence in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="nanodist",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Self-supervised pretraining for electron microscopy.\n\ncommands:\n" + lines,
+        epilog="'nanodist COMMAND --help' explains a command. Exit codes: 0 done, 1 a failure, 2 your input.",
+    )
+    parser.add_argument("--version", action="version", version=f"nanodist {__version__}")
+    parser.add_argument("command", metavar="COMMAND", choices=COMMANDS, help="One of the commands above.")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; a :class:`UserError` becomes one sentence on standard error and exit code 2."""
+    args = build_parser().parse_args(argv)
+    module = importlib.import_module(f"nanodist.cli.{args.command}")
+    parser = argparse.ArgumentParser(prog=f"nanodist {args.command}", description=COMMANDS[args.command])
+    module.add_arguments(parser)
+    # Intermixed, since recipe overrides (key=value) may follow options.
+    options = parser.parse_intermixed_args(args.arguments)
+    try:
+        return int(module.run(options) or 0)
+    except UserError as error:
+        print(f"nanodist {args.command}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"nanodist {args.command}: interrupted", file=sys.stderr)
+        return 130

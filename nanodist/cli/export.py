@@ -1,0 +1,54 @@
+"""``nanodist export``: hand a trained encoder to others."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from hpc.errors import UserError
+
+FORMATS = ("timm",)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``nanodist export``."""
+    parser.add_argument("run", metavar="RUN", type=Path, help="Run directory, one checkpoint of it, or another export.")
+    parser.add_argument("--to", metavar="DIR", required=True, type=Path, help="Folder to write; it must not exist yet.")
+    parser.add_argument("--format", default="timm", help="What to write: timm (the only format so far).")
+    parser.add_argument("--license", default="", help="Licence of the weights as an SPDX name, for the model card.")
+    parser.add_argument(
+        "--data", default="", help="A sentence for the model card on the training data and its licence."
+    )
+    parser.add_argument("--name", default="", help="Name on the model card (default: the run's name).")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Export and say how to load the result."""
+    wanted = [name.strip() for name in args.format.split(",")]
+    unknown = [name for name in wanted if name not in FORMATS]
+    if unknown:
+        raise UserError(f"--format {unknown[0]!r} does not exist; allowed: {', '.join(FORMATS)}.")
+    from nanodist.encoders import load_encoder
+    from nanodist.export.weights import export_timm
+
+    encoder = load_encoder(args.run)
+    target = export_timm(encoder, args.to, card_of(args.run, encoder, args.name, args.license, args.data))
+    print(f'{target}\nload it with: timm.create_model("local-dir:{target}", pretrained=True)')
+    return 0
+
+
+def card_of(run_dir: Path, encoder: Any, name: str = "", license_name: str = "", data_note: str = "") -> dict[str, Any]:
+    """The facts of the model card, from the files of a run (an export or a lone checkpoint has fewer)."""
+    from nanodist.export.card import facts
+    from nanodist.report.collect import read_probe, read_run
+
+    recipe: dict[str, Any] = {}
+    info: dict[str, Any] = {}
+    scores: list[dict[str, Any]] = []
+    if (run_dir / "recipe.yaml").is_file():
+        found = read_run(run_dir)
+        recipe, info = found.recipe, found.info
+    if (run_dir / "probe" / "scores.json").is_file():
+        scores = read_probe(run_dir / "probe").summary
+    return facts(name or encoder.name, recipe, info, encoder.seen, scores, license_name, data_note)

@@ -1,0 +1,284 @@
+"""``nanodist probe``: what frozen features are worth with few labels, beside random weights and hand-made features."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hpc import atomic
+from hpc.errors import UserError
+from hpc.progress import Progress
+
+if TYPE_CHECKING:
+    from nanodist.downstream.features import Dataset, FeatureSet
+    from nanodist.downstream.probe import Plan, Protocol
+    from nanodist.downstream.scores import Scored
+    from nanodist.encoders import Encoder, EncoderSpec
+
+BASELINES = ("random", "texture")
+NOTES = (
+    "Settings are chosen on all labels of validation micrographs taken from the training ones (validation_samples); "
+    "these labels are used at every budget beside the labels drawn.",
+    "Intervals are bootstraps over test micrographs within classes, encoder seeds and label draws; splits of one set "
+    "are not independent samples and are averaged over. A class with one test micrograph adds no spread.",
+    "Feature means, variances and principal axes are those of all training images, labelled or not.",
+    "parameter: C of the logistic regression (features scaled to a mean square length of 1), or k of the neighbours.",
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of ``nanodist probe``."""
+    parser.add_argument(
+        "encoders",
+        metavar="RUN_OR_EXPORT",
+        nargs="+",
+        help="Run directory or export folder, or NAME=PATH; several with one NAME are seeds of one encoder.",
+    )
+    parser.add_argument("--store", required=True, type=Path, help="Store with labels to train on (and to test on).")
+    parser.add_argument("--test-store", type=Path, help="Store with other micrographs that is the whole test set.")
+    parser.add_argument(
+        "--labels-per-class", default="1,2,4,8,16,32,80", help="Numbers of labels a class; 'all' is always added."
+    )
+    parser.add_argument("--seeds", type=int, default=5, help="Number of label draws at each budget.")
+    parser.add_argument("--splits", type=int, default=3, help="Number of splits by micrograph (one with --test-store).")
+    parser.add_argument("--test-share", type=float, default=0.3, help="Share of each class's micrographs in the test.")
+    parser.add_argument("--baselines", default="random,texture", help="Which of random,texture to measure; or 'none'.")
+    parser.add_argument("--random-seeds", type=int, default=3, help="Number of random trunks in the random baseline.")
+    parser.add_argument(
+        "--short-classes",
+        choices=("blank", "cap"),
+        default="blank",
+        help="Where a class has fewer labels than a budget: leave the budget blank, or take what the class has.",
+    )
+    parser.add_argument("--level", type=float, default=0.95, help="Level of the intervals.")
+    parser.add_argument("--resamples", type=int, default=1000, help="Number of bootstrap resamples.")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of splits, label draws and resamples.")
+    parser.add_argument("--batch-size", type=int, default=64, help="Images embedded at once.")
+    parser.add_argument("--out", required=True, type=Path, help="Folder for the scores and for reusable features.")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Embed, probe, score, write and print."""
+    from nanodist.downstream.features import labelled
+    from nanodist.downstream.labels import parse_budgets
+    from nanodist.downstream.probe import Protocol
+    from nanodist.shards import Store
+
+    _check(args)
+    budgets = tuple(parse_budgets(args.labels_per_class))
+    protocol = Protocol(budgets, args.seeds, cap=args.short_classes == "cap", seed=args.seed)
+    test_store = Store.open(args.test_store) if args.test_store else None
+    dataset = labelled(Store.open(args.store), test_store)
+    plans = make_plans(dataset, protocol, args.splits, args.test_share)
+    sources = gather(args, dataset)
+    scored = score(dataset, sources, plans, protocol)
+    print(write(args, dataset, plans, protocol, scored))
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    if not 0.0 < args.test_share < 1.0:
+        raise UserError(f"--test-share is {args.test_share}; it must lie between 0 and 1")
+    if not 0.5 <= args.level < 1.0:
+        raise UserError(f"--level is {args.level}; it must be at least 0.5 and below 1")
+    for name in ("seeds", "splits", "random_seeds", "batch_size", "resamples"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be at least 1")
+    unknown = [name for name in _baselines(args) if name not in BASELINES]
+    if unknown:
+        raise UserError(f"--baselines: '{unknown[0]}' does not exist; allowed: {', '.join(BASELINES)} or none")
+    if args.out.exists() and not args.out.is_dir():
+        raise UserError(f"--out {args.out} is a file; give a folder")
+
+
+def _baselines(args: argparse.Namespace) -> list[str]:
+    return [] if args.baselines == "none" else [name.strip() for name in args.baselines.split(",")]
+
+
+def make_plans(dataset: Dataset, protocol: Protocol, splits: int, test_share: float) -> list[Plan]:
+    """The splits with their label draws; one split where the test store is the test set."""
+    import numpy as np
+
+    from nanodist.downstream.labels import check_splittable, without
+    from nanodist.downstream.probe import Split, plan_split, split_within
+
+    every = np.arange(len(dataset.targets.y))
+    if dataset.fixed_test is None:
+        check_splittable(dataset.targets, every, f"store {dataset.test_store.path}")
+        found = [split_within(dataset.targets, test_share, protocol.seed, number) for number in range(splits)]
+    else:
+        found = [Split(0, without(every, dataset.fixed_test), dataset.fixed_test)]
+    return [plan_split(dataset.targets, split, protocol) for split in found]
+
+
+def gather(args: argparse.Namespace, dataset: Dataset) -> list[FeatureSet]:
+    """Features of the encoders asked for, then of the baselines."""
+    from nanodist.downstream.features import FeatureSet, encoder_features, hand_made_features
+
+    cache = args.out / "features"
+    loaded = load_all(args.encoders)
+    wanted = _baselines(args)
+    sources = []
+    seeds: dict[str, int] = {}
+    for name, encoder in loaded:
+        seeds[name] = seeds.get(name, -1) + 1
+        features = encoder_features(dataset, encoder, cache, args.batch_size)
+        trunk = spec_key(encoder.spec)
+        sources.append(FeatureSet(name, "pretrained", seeds[name], features, encoder.seen, trunk))
+    if "random" in wanted:
+        sources += _random_sources(args, dataset, cache, {spec_key(e.spec): e.spec for _, e in loaded})
+    if "texture" in wanted:
+        sources.append(FeatureSet("texture", "texture", 0, hand_made_features(dataset, cache)))
+    return sources
+
+
+def _random_sources(
+    args: argparse.Namespace, dataset: Dataset, cache: Path, specs: dict[str, EncoderSpec]
+) -> list[FeatureSet]:
+    """Random weights for every trunk and way of embedding among the encoders."""
+    from nanodist.downstream.features import FeatureSet, encoder_features
+    from nanodist.encoders import random_encoder
+
+    sources = []
+    for number, (key, spec) in enumerate(specs.items()):
+        name = "random" if len(specs) == 1 else f"random {spec.trunk} {number + 1}"
+        for seed in range(args.random_seeds):
+            features = encoder_features(dataset, random_encoder(spec, seed), cache, args.batch_size)
+            sources.append(FeatureSet(name, "random", seed, features, None, key))
+    return sources
+
+
+def spec_key(spec: EncoderSpec) -> str:
+    """Text that is equal for encoders which share a random baseline."""
+    return json.dumps(dataclasses.asdict(spec), sort_keys=True)
+
+
+def load_all(arguments: Sequence[str]) -> list[tuple[str, Encoder]]:
+    """Encoders with the names they have in tables.
+
+    Raises:
+        UserError: a path is no encoder, or two that were given no name are called the same.
+    """
+    from nanodist.encoders import load_encoder
+
+    found: list[tuple[str, Encoder]] = []
+    given: set[str] = set()
+    for argument in arguments:
+        name, separator, path = argument.partition("=")
+        named = bool(separator) and bool(name) and not Path(argument).exists()
+        encoder = load_encoder(Path(path if named else argument))
+        name = name if named else encoder.name
+        clash = name in {n for n, _ in found} and not (named and name in given)
+        if clash or name in BASELINES:
+            raise UserError(
+                f"{argument}: the name '{name}' is taken; write NAME=PATH (one NAME for several paths makes them seeds "
+                "of one encoder)"
+            )
+        found.append((name, encoder))
+        given |= {name} if named else set()
+    return found
+
+
+def score(dataset: Dataset, sources: Sequence[FeatureSet], plans: Sequence[Plan], protocol: Protocol) -> list[Scored]:
+    """Probe every feature set on every split."""
+    import numpy as np
+
+    from nanodist.downstream.features import transductive
+    from nanodist.downstream.probe import Prober
+    from nanodist.downstream.scores import Scored
+
+    targets, scored = dataset.targets, []
+    bar = Progress(len(sources) * len(plans), "probing", "splits")
+    for source in sources:
+        for plan in plans:
+            groups = [targets.group_names[g] for g in np.unique(targets.groups[plan.split.test])]
+            saw = transductive(source, dataset.test_store.manifest_hash, groups)
+            outcomes = Prober(source.features, targets, plan, protocol).outcomes()
+            scored += [Scored(source, plan, outcome, saw) for outcome in outcomes]
+            bar.update(note=source.name)
+    bar.close()
+    return scored
+
+
+def write(
+    args: argparse.Namespace, dataset: Dataset, plans: Sequence[Plan], protocol: Protocol, scored: Sequence[Scored]
+) -> str:
+    """Write scores.json, scores.csv and embedding.npz; the table as text."""
+    import numpy as np
+
+    from nanodist.downstream import scores
+    from nanodist.downstream.features import write_npz
+
+    targets = dataset.targets
+    comparison = scores.Comparison(scored, targets, protocol, args.resamples, args.level)
+    summary = comparison.summary()
+    rows = [scores.tidy_row(one, targets) for one in scored]
+    document = {
+        "schema": 1,
+        "store": {"name": dataset.parts[0].store.path.name, "manifest_hash": dataset.parts[0].store.manifest_hash},
+        "test_store": {"name": dataset.test_store.path.name, "manifest_hash": dataset.test_store.manifest_hash},
+        "transductive": any(row["transductive"] for row in summary),
+        "chance": 1.0 / len(np.unique(targets.y[plans[0].split.test])),
+        "classes": list(targets.classes),
+        "samples": len(targets.y),
+        "unlabelled_samples_left_out": dataset.unlabelled,
+        "micrographs": len(targets.group_names),
+        "level": args.level,
+        "protocol": {**dataclasses.asdict(protocol), "test_share": args.test_share, "splits": len(plans)},
+        "notes": list(NOTES),
+        "versions": _versions(),
+        "summary": summary,
+        "differences": comparison.differences(),
+        "splits": list(scores.split_rows(plans, targets)),
+        "draws": list(scores.draw_rows(plans, targets)),
+        "confusion": scores.confusions(scored, targets),
+        "rows": rows,
+    }
+    args.out.mkdir(parents=True, exist_ok=True)
+    test, first = plans[0].split.test, scored[0].source
+    write_npz(
+        args.out / "embedding.npz",
+        features=first.features[test],
+        labels=np.asarray(targets.classes)[targets.y[test]],
+        groups=np.asarray(targets.group_names)[targets.groups[test]],
+        keys=np.asarray(dataset.keys)[test],
+    )
+    atomic.write_text(args.out / "scores.csv", scores.to_csv(rows))
+    atomic.write_text(args.out / "scores.json", scores.to_json(document))
+    return _text(document, summary, args)
+
+
+def _text(document: dict[str, Any], summary: list[dict[str, Any]], args: argparse.Namespace) -> str:
+    from nanodist.downstream.scores import table
+
+    used = [split["validation_samples"] for split in document["splits"]]
+    lines = [
+        f"balanced accuracy on unseen micrographs, {100 * args.level:g} % intervals, over labels per class "
+        f"(chance {document['chance']:.2f}):",
+        table(summary),
+        f"settings were chosen on {min(used)} to {max(used)} labelled samples of training micrographs a split",
+    ]
+    flags = {row["transductive"] for row in summary}
+    lines += ["* pretraining saw the test micrographs, without labels"] if True in flags else []
+    lines += ["? not known whether pretraining saw the test micrographs"] if None in flags else []
+    reasons = {row["labels_per_class"]: row["reason"] for row in summary if row["reason"]}
+    lines += [f"{budget} labels: {reason}" for budget, reason in reasons.items()]
+    return "\n".join([*lines, f"{args.out / 'scores.json'}"])
+
+
+def _versions() -> dict[str, str]:
+    names = ("nanodist", "numpy", "scipy", "torch", "timm")
+    found = {}
+    for name in names:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            from nanodist._version import __version__
+
+            found[name] = __version__ if name == "nanodist" else "unknown"
+    return found

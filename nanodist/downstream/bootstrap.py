@@ -1,0 +1,141 @@
+"""Confidence intervals by a bootstrap over micrographs and over seeds.
+
+Crops of a micrograph are not independent, and several splits of one set of micrographs test the same micrographs again:
+neither counts as a sample. What is resampled is (1) the test micrographs, within each class, one draw for all splits
+together; (2) the encoder seeds; (3) the seeds of the label draw. Splits are averaged over. Two encoders are compared on
+the same resamples (a paired bootstrap; Efron & Tibshirani, *An Introduction to the Bootstrap*, 1993).
+
+A class with a single test micrograph adds no spread of its own, so an interval with such classes is too narrow.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from hpc import seeding
+
+F64 = npt.NDArray[np.float64]
+I64 = npt.NDArray[np.int64]
+_CHUNK = 100
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Right answers of one encoder, method and budget.
+
+    Attributes:
+        hits: (splits, encoder seeds, label draws, groups, classes) right answers among the samples of that group and
+            class; 0 where the group is not in the split's test set.
+        totals: (splits, groups, classes) test samples.
+    """
+
+    hits: F64
+    totals: F64
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with the bounds of its interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class Resamples:
+    """Bootstrap resamples that all encoders of a comparison share.
+
+    Args:
+        totals: (splits, groups, classes) test samples; a group is drawn within the class that most of it belongs to.
+        draws: number of label draws, resampled alike for all encoders.
+        count: number of resamples.
+        seed: of the resampling.
+    """
+
+    def __init__(self, totals: F64, draws: int, count: int = 1000, seed: int = 0) -> None:
+        self.count, self.seed = count, seed
+        self.groups = _multiplicities(totals.max(axis=0), count, seed)
+        self.draws = _shares(draws, count, seeding.generator(seed, "bootstrap-draws"))
+
+    def statistics(self, tally: Tally, name: str) -> F64:
+        """Balanced accuracy of each resample, (count,); ``name`` keys the resampling of the encoder seeds."""
+        encoders = _shares(tally.hits.shape[1], self.count, seeding.generator(self.seed, "bootstrap-encoders", name))
+        draws = self.draws if tally.hits.shape[2] > 1 else np.ones((self.count, 1))
+        parts = [
+            _balanced_accuracy(tally, self.groups[i : i + _CHUNK], encoders[i : i + _CHUNK], draws[i : i + _CHUNK])
+            for i in range(0, self.count, _CHUNK)
+        ]
+        return np.concatenate(parts)
+
+
+def point(tally: Tally) -> float:
+    """Balanced accuracy without resampling: mean over splits, encoder seeds and draws."""
+    _, encoders, draws, groups, _ = tally.hits.shape
+    uniform = np.full((1, encoders), 1.0 / encoders), np.full((1, draws), 1.0 / draws)
+    return float(_balanced_accuracy(tally, np.ones((1, groups)), *uniform)[0])
+
+
+def interval(tally: Tally, resamples: Resamples, name: str, level: float = 0.95) -> Interval:
+    """Percentile interval of the balanced accuracy."""
+    return _interval(point(tally), resamples.statistics(tally, name), level)
+
+
+def paired_interval(
+    tally: Tally, name: str, baseline: Tally, baseline_name: str, resamples: Resamples, level: float = 0.95
+) -> Interval:
+    """Percentile interval of the difference ``tally`` minus ``baseline``, on the same micrographs and label draws."""
+    differences = resamples.statistics(tally, name) - resamples.statistics(baseline, baseline_name)
+    return _interval(point(tally) - point(baseline), differences, level)
+
+
+def _interval(mean: float, statistics: F64, level: float) -> Interval:
+    low, high = np.quantile(statistics, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(mean, float(low), float(high))
+
+
+def _balanced_accuracy(tally: Tally, groups: F64, encoders: F64, draws: F64) -> F64:
+    """(b,) from group multiplicities (b, groups) and shares of encoder seeds (b, e) and draws (b, d).
+
+    The recall of a class is averaged over the splits in which the resample has a micrograph of it.
+    """
+    hits = np.stack(
+        [
+            np.einsum("bedc,be,bd->bc", _weighted(groups, tally.hits[s]), encoders, draws, optimize=True)
+            for s in range(len(tally.hits))
+        ],
+        axis=1,
+    )
+    totals = np.einsum("bg,sgc->bsc", groups, tally.totals)
+    there = totals > 0
+    recall = np.where(there, hits / np.where(there, totals, 1.0), 0.0)
+    seen = there.sum(axis=1)
+    per_class = recall.sum(axis=1) / np.maximum(seen, 1)
+    return per_class.sum(axis=1) / np.count_nonzero(seen, axis=1)
+
+
+def _weighted(groups: F64, hits: F64) -> F64:
+    """(b, e, d, c) from multiplicities (b, g) and hits (e, d, g, c)."""
+    encoders, draws, count, classes = hits.shape
+    flat = hits.transpose(2, 0, 1, 3).reshape(count, -1)
+    return (groups @ flat).reshape(-1, encoders, draws, classes)
+
+
+def _multiplicities(totals: F64, count: int, seed: int) -> F64:
+    """How often each group is drawn, (count, groups), drawing within classes as many as there are."""
+    result = np.zeros((count, len(totals)))
+    tested = totals.sum(axis=1) > 0
+    main = totals.argmax(axis=1)
+    for c in np.unique(main[tested]):
+        members = np.flatnonzero(tested & (main == c))
+        result[:, members] = seeding.generator(seed, "bootstrap-groups", int(c)).multinomial(
+            len(members), np.full(len(members), 1.0 / len(members)), count
+        )
+    return result
+
+
+def _shares(n: int, count: int, generator: np.random.Generator) -> F64:
+    """Shares (count, n) of n things drawn n times with replacement."""
+    return generator.multinomial(n, np.full(n, 1.0 / n), count) / n

@@ -1,0 +1,38 @@
+"""Scores of a classifier, from the confusion matrix alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+I64 = npt.NDArray[np.int64]
+F64 = npt.NDArray[np.float64]
+
+
+def confusion_matrix(truth: I64, predicted: I64, classes: int) -> I64:
+    """Counts (classes, classes): row = true class, column = predicted class."""
+    return np.bincount(truth * classes + predicted, minlength=classes * classes).reshape(classes, classes)
+
+
+def recalls(confusion: npt.NDArray[np.number]) -> F64:
+    """Share of each true class that was found, (..., classes); NaN for a class without samples."""
+    totals = confusion.sum(-1)
+    hits = np.diagonal(confusion, axis1=-2, axis2=-1)
+    return np.where(totals > 0, hits / np.where(totals > 0, totals, 1), np.nan)
+
+
+def balanced_accuracy(confusion: npt.NDArray[np.number]) -> float:
+    """Mean recall over the classes that have samples; one over their number is chance."""
+    return float(np.nanmean(recalls(confusion)))
+
+
+def macro_f1(confusion: npt.NDArray[np.number]) -> float:
+    """Mean F1 over the classes that occur in the truth or in the predictions (as in scikit-learn)."""
+    hits = np.diagonal(confusion)
+    either = confusion.sum(0) + confusion.sum(1)
+    return float((2.0 * hits[either > 0] / either[either > 0]).mean())
+
+
+def accuracy(confusion: npt.NDArray[np.number]) -> float:
+    """Share of samples that are right."""
+    return float(np.trace(confusion) / confusion.sum())

@@ -1,0 +1,252 @@
+"""From predictions to tidy rows, intervals, differences and a table."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nanodist.downstream.bootstrap import Interval, Resamples, Tally, interval, paired_interval
+from nanodist.downstream.features import FeatureSet
+from nanodist.downstream.labels import Budget, Targets
+from nanodist.downstream.metrics import accuracy, balanced_accuracy, confusion_matrix, macro_f1
+from nanodist.downstream.probe import Outcome, Plan, Protocol
+
+Row = dict[str, Any]
+Curve = tuple[str, str, Budget]  # encoder, method, labels per class
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One outcome of one feature set on one split."""
+
+    source: FeatureSet
+    plan: Plan
+    outcome: Outcome
+    transductive: bool | None
+
+
+def tidy_row(scored: Scored, targets: Targets) -> Row:
+    """One line of the tidy table; scores are ``None`` where a budget was left blank, with the reason."""
+    outcome, draw, plan = scored.outcome, scored.outcome.draw, scored.plan
+    row: Row = {
+        "encoder": scored.source.name,
+        "kind": scored.source.kind,
+        "method": outcome.method,
+        "labels_per_class": draw.budget,
+        "seed": draw.seed,
+        "encoder_seed": scored.source.seed,
+        "split_seed": plan.split.seed,
+        "balanced_accuracy": None,
+        "macro_f1": None,
+        "accuracy": None,
+        "transductive": scored.transductive,
+        "transform": None,
+        "parameter": None,
+        "validation_balanced_accuracy": outcome.validation_score,
+        "micrographs_min": min(_micrographs(targets, draw.samples).values()),
+        "reason": blank_reason(draw.short) if draw.short else "",
+    }
+    if outcome.predicted is not None and outcome.setting is not None:
+        confusion = confusion_matrix(targets.y[plan.split.test], outcome.predicted, len(targets.classes))
+        row.update(balanced_accuracy=balanced_accuracy(confusion), macro_f1=macro_f1(confusion))
+        row.update(accuracy=accuracy(confusion), transform=outcome.setting[0], parameter=outcome.setting[1])
+    return row
+
+
+def blank_reason(short: dict[str, int]) -> str:
+    """Which classes lack labels, in words."""
+    return "too few training labels: " + ", ".join(f"{name} has {n}" for name, n in short.items())
+
+
+def draw_rows(plans: Iterable[Plan], targets: Targets) -> Iterator[Row]:
+    """Per split, budget and seed: labels and micrographs that each class gave."""
+    for plan in plans:
+        for draw in plan.draws:
+            counts = np.bincount(targets.y[draw.samples], minlength=len(targets.classes)).tolist()
+            yield {
+                "split_seed": plan.split.seed,
+                "labels_per_class": draw.budget,
+                "seed": draw.seed,
+                "labels": dict(zip(targets.classes, counts, strict=True)),
+                "micrographs": _micrographs(targets, draw.samples),
+                "short": draw.short,
+            }
+
+
+def split_rows(plans: Iterable[Plan], targets: Targets) -> Iterator[Row]:
+    """Per split: samples and micrographs of each class on both sides, and what the choice of settings used."""
+    for plan in plans:
+        rounds = [_micrographs(targets, r.validation) for r in plan.rounds]
+        train, test = _micrographs(targets, plan.split.train), _micrographs(targets, plan.split.test)
+        yield {
+            "split_seed": plan.split.seed,
+            "train_samples": len(plan.split.train),
+            "test_samples": len(plan.split.test),
+            "validation_samples": plan.validation_samples,
+            "validation_samples_per_round": [len(r.validation) for r in plan.rounds],
+            "micrographs": {
+                name: {"train": train[name], "validation": [r[name] for r in rounds], "test": test[name]}
+                for name in targets.classes
+            },
+            "test_groups": [targets.group_names[g] for g in np.unique(targets.groups[plan.split.test])],
+        }
+
+
+def _micrographs(targets: Targets, samples: np.ndarray) -> dict[str, int]:
+    return {name: len(targets.groups_of(c, samples)) for c, name in enumerate(targets.classes)}
+
+
+def tallies(scored: Sequence[Scored], targets: Targets) -> dict[Curve, Tally]:
+    """Right answers by split, encoder seed, label draw, micrograph and class, for each curve's every budget.
+
+    A split in which the budget was left blank is left out; a budget blank everywhere has no tally.
+    """
+    grouped: dict[Curve, list[Scored]] = {}
+    for one in scored:
+        if one.outcome.predicted is not None:
+            key = (one.source.name, one.outcome.method, one.outcome.draw.budget)
+            grouped.setdefault(key, []).append(one)
+    return {key: _tally(rows, targets) for key, rows in grouped.items()}
+
+
+def _tally(rows: Sequence[Scored], targets: Targets) -> Tally:
+    axes: list[list[int]] = [
+        sorted({r.plan.split.seed for r in rows}),
+        sorted({r.source.seed for r in rows}),
+        sorted({r.outcome.draw.seed for r in rows}),
+    ]
+    shape = (len(targets.group_names), len(targets.classes))
+    hits = np.zeros((len(axes[0]), len(axes[1]), len(axes[2]), *shape))
+    totals = np.zeros((len(axes[0]), *shape))
+    for r in rows:
+        at = tuple(
+            axis.index(v) for axis, v in zip(axes, (r.plan.split.seed, r.source.seed, r.outcome.draw.seed), strict=True)
+        )
+        test = r.plan.split.test
+        cells = (targets.groups[test], targets.y[test])
+        np.add.at(hits[at], cells, r.outcome.predicted == targets.y[test])
+        totals[at[0]] = 0
+        np.add.at(totals[at[0]], cells, 1)
+    return Tally(hits, totals)
+
+
+class Comparison:
+    """Intervals of all curves and of their differences, on shared resamples."""
+
+    def __init__(
+        self, scored: Sequence[Scored], targets: Targets, protocol: Protocol, resamples: int, level: float
+    ) -> None:
+        self._scored, self._level = scored, level
+        self._tallies = tallies(scored, targets)
+        self._resamples: dict[bytes, Resamples] = {}
+        self._count, self._seed = resamples, protocol.seed
+
+    def _shared(self, tally: Tally) -> Resamples:
+        """Resamples for the splits of this tally; curves with the same splits and draws share them."""
+        key = tally.totals.tobytes() + bytes([tally.hits.shape[2] % 256])
+        if key not in self._resamples:
+            self._resamples[key] = Resamples(tally.totals, tally.hits.shape[2], self._count, self._seed)
+        return self._resamples[key]
+
+    def summary(self) -> list[Row]:
+        """One row per encoder, method and budget: mean, interval, and what it is made of."""
+        grouped: dict[Curve, list[Scored]] = {}
+        for one in self._scored:
+            key = (one.source.name, one.outcome.method, one.outcome.draw.budget)
+            grouped.setdefault(key, []).append(one)
+        return [self._summary_row(key, rows) for key, rows in grouped.items()]
+
+    def _summary_row(self, key: Curve, rows: Sequence[Scored]) -> Row:
+        tally = self._tallies.get(key)
+        flags = {r.transductive for r in rows}
+        row: Row = {
+            **dict(zip(("encoder", "method", "labels_per_class"), key, strict=True)),
+            "kind": rows[0].source.kind,
+            **_bounds(None),
+            "n": sum(r.outcome.predicted is not None for r in rows),
+            "encoder_seeds": len({r.source.seed for r in rows}),
+            "transductive": True if True in flags else None if None in flags else False,
+            "reason": next((blank_reason(r.outcome.draw.short) for r in rows if r.outcome.draw.short), ""),
+        }
+        if tally is not None:
+            per_class = (tally.totals.max(axis=0) > 0).sum(axis=0)
+            row["test_micrographs"] = int((tally.totals.max(axis=0).sum(axis=1) > 0).sum())
+            row["test_micrographs_per_class_min"] = int(per_class[per_class > 0].min())
+            row.update(_bounds(interval(tally, self._shared(tally), key[0], self._level)))
+        return row
+
+    def differences(self) -> list[Row]:
+        """Every pretrained encoder minus each baseline (its own random trunk, texture), by method and budget."""
+        sources = {one.source.name: one.source for one in self._scored}
+        rows = []
+        for (name, method, budget), tally in self._tallies.items():
+            if sources[name].kind != "pretrained":
+                continue
+            for base in sources.values():
+                other = self._tallies.get((base.name, method, budget))
+                mine = base.kind == "texture" or (base.kind == "random" and base.trunk == sources[name].trunk)
+                if mine and other is not None:
+                    found = paired_interval(tally, name, other, base.name, self._shared(tally), self._level)
+                    row = {"encoder": name, "baseline": base.name, "method": method, "labels_per_class": budget}
+                    rows.append({**row, **_bounds(found)})
+        return rows
+
+
+def _bounds(found: Interval | None) -> Row:
+    if found is None:
+        return {"mean": None, "low": None, "high": None}
+    return {"mean": round(found.mean, 6), "low": round(found.low, 6), "high": round(found.high, 6)}
+
+
+def confusions(scored: Sequence[Scored], targets: Targets) -> list[Row]:
+    """Confusion counts (true class by row) of each encoder, method and budget, summed over splits and seeds."""
+    sums: dict[Curve, np.ndarray] = {}
+    for one in scored:
+        if one.outcome.predicted is not None:
+            key = (one.source.name, one.outcome.method, one.outcome.draw.budget)
+            truth = targets.y[one.plan.split.test]
+            sums[key] = sums.get(key, 0) + confusion_matrix(truth, one.outcome.predicted, len(targets.classes))
+    names = ("encoder", "method", "labels_per_class")
+    return [{**dict(zip(names, key, strict=True)), "counts": m.tolist()} for key, m in sums.items()]
+
+
+def to_json(scores: dict[str, Any]) -> str:
+    """JSON with one line an entry of the lists, so that the file can be read and compared by eye."""
+    parts = []
+    for name, value in scores.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            lines = ",\n  ".join(json.dumps(item, allow_nan=False) for item in value)
+            parts.append(f" {json.dumps(name)}: [\n  {lines}\n ]")
+        else:
+            parts.append(f" {json.dumps(name)}: {json.dumps(value, allow_nan=False)}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """The tidy rows as CSV; blank cells for ``None``."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
+def table(summary: Sequence[Row]) -> str:
+    """Encoders and methods down, labels per class across: ``0.52 [0.47, 0.56]``; ``*`` marks transductive rows."""
+    budgets = list(dict.fromkeys(row["labels_per_class"] for row in summary))
+    cells: dict[tuple[str, str], dict[Budget, str]] = {}
+    for row in summary:
+        mark = "*" if row["transductive"] else "?" if row["transductive"] is None else ""
+        line = cells.setdefault((row["encoder"] + mark, row["method"]), {})
+        blank = row["mean"] is None
+        line[row["labels_per_class"]] = "-" if blank else f"{row['mean']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+    grid = [["encoder", "method", *map(str, budgets)]]
+    grid += [[*name, *(line.get(b, "-") for b in budgets)] for name, line in cells.items()]
+    widths = [max(len(row[i]) for row in grid) for i in range(len(grid[0]))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in grid)

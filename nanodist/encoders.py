@@ -1,0 +1,241 @@
+"""Encoders: timm trunks with one input channel, and how an image becomes an embedding.
+
+An :class:`EncoderSpec` travels with the weights, so that an image is read the same way in pretraining, in a probe and
+on a microscope PC.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import timm
+import torch
+from torch import Tensor, nn
+
+from hpc.checkpoint.files import CheckpointError, latest_checkpoint, read_state, read_tensors
+from hpc.config import build
+from hpc.errors import UserError
+from nanodist.pixels import Image, to_unit
+
+Pooling = Literal["last", "last_two", "all"]
+EXPORT_FILE = "nanodist.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderSpec:
+    """What must be known beside the weights to embed an image.
+
+    Attributes:
+        trunk: timm model name.
+        trunk_options: more arguments of ``timm.create_model``.
+        image_size: side in pixels of the views that the trunk was trained on.
+        mean, std: of the pixels, on the scale where black is 0 and full scale (255 or 65535) is 1.
+        normalise: ``"store"`` subtracts ``mean`` and divides by ``std``; ``"image"`` uses each image's own mean and
+            standard deviation, so that exposure does not matter, and then ``mean`` and ``std`` are not used.
+        embed_crop_px: side of the central square of an image that is embedded, before ``embed_scale``; 0 takes all.
+        embed_scale: factor by which an image is resized before it is embedded (the mean scale of the training views).
+        pooling: which feature stages are averaged over the image and joined: the last, the last two, or all.
+        dihedral: average the embedding over the eight rotations and reflections of the image.
+    """
+
+    trunk: str
+    image_size: int
+    mean: float
+    std: float
+    normalise: Literal["store", "image"] = "store"
+    embed_scale: float = 1.0
+    embed_crop_px: int = 0
+    pooling: Pooling = "last"
+    dihedral: bool = False
+    trunk_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def create_trunk(name: str, seed: int, pretrained: bool = False, **options: Any) -> nn.Module:
+    """A timm trunk with one input channel, no classifier, and weights that depend only on ``seed``.
+
+    Args:
+        name: timm model name.
+        seed: of the random weights.
+        pretrained: take the weights that timm has for the name, from its cache or the internet.
+        options: more arguments of ``timm.create_model``.
+
+    Raises:
+        UserError: timm knows no model of that name, the options do not suit it, or its weights cannot be had.
+    """
+    if not timm.is_model(name):
+        near = ", ".join(timm.list_models(f"*{name.split('.')[0][:6]}*")[:5]) or "timm.list_models() lists them"
+        raise UserError(f"timm has no model '{name}'; near: {near}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            return timm.create_model(name, pretrained=pretrained, in_chans=1, num_classes=0, **options)
+        except (TypeError, ValueError, RuntimeError, OSError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"timm cannot make '{name}' with {options or 'its defaults'}: {reason}") from None
+
+
+def normalise(images: Tensor, spec: EncoderSpec) -> Tensor:
+    """``images`` (n, 1, H, W) in [0, 1] on the scale that the trunk expects."""
+    if spec.normalise == "store":
+        return (images - spec.mean) / spec.std
+    mean = images.mean(dim=(-2, -1), keepdim=True)
+    std = images.std(dim=(-2, -1), keepdim=True, correction=0)
+    return (images - mean) / (std + 1e-3)
+
+
+def pooled_features(trunk: nn.Module, images: Tensor, pooling: Pooling) -> Tensor:
+    """Features (n, d) of normalised ``images`` (n, 1, H, W), averaged over the image."""
+    if pooling == "last":
+        return trunk(images)
+    stages: list[Tensor] = trunk.forward_intermediates(images, norm=True, intermediates_only=True)  # type: ignore[operator]
+    chosen = stages[-2:] if pooling == "last_two" else stages
+    return torch.cat([stage.mean(dim=(-2, -1)) for stage in chosen], dim=1)
+
+
+def _dihedral(images: Tensor) -> Iterator[Tensor]:
+    for flipped in (images, images.flip(-1)):
+        for turns in range(4):
+            yield torch.rot90(flipped, turns, dims=(-2, -1))
+
+
+class Encoder:
+    """A trunk and its spec.
+
+    Attributes:
+        spec: how images are read.
+        trunk: float32 timm model in eval mode.
+        name: short name for tables.
+        seen: what the weights were trained on: ``manifest_hash``, ``run``, ``step`` and, up to 20000, ``groups``
+            (names of the micrographs); ``None`` where that is not known or nothing was seen.
+    """
+
+    def __init__(self, spec: EncoderSpec, trunk: nn.Module, name: str, seen: dict[str, Any] | None = None) -> None:
+        self.spec, self.name, self.seen = spec, name, seen
+        self.trunk = trunk.float().eval().requires_grad_(False)
+
+    @torch.inference_mode()
+    def embed_batch(self, images: Tensor) -> Tensor:
+        """Embeddings (n, d) of ``images`` (n, 1, H, W) in [0, 1], on the trunk's device."""
+        side = self.spec.embed_crop_px
+        if side:
+            top, left = (max(0, (extent - side) // 2) for extent in images.shape[-2:])
+            images = images[..., top : top + side, left : left + side]
+        if self.spec.embed_scale != 1.0:
+            images = nn.functional.interpolate(
+                images, scale_factor=self.spec.embed_scale, mode="bilinear", antialias=True, align_corners=False
+            )
+        images = normalise(images, self.spec)
+        if not self.spec.dihedral:
+            return pooled_features(self.trunk, images, self.spec.pooling)
+        return torch.stack([pooled_features(self.trunk, x, self.spec.pooling) for x in _dihedral(images)]).mean(0)
+
+    def embed(
+        self, images: Iterable[Image], batch_size: int = 64, progress: Callable[[int], None] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Embeddings (n, d) of grey images (H, W), uint8 or uint16, of any sizes.
+
+        Args:
+            images: read one by one; images of one size that follow each other share a batch.
+            batch_size: images a batch.
+            progress: called with the number of images of each finished batch.
+
+        Raises:
+            UserError: an image is not uint8 or uint16, or there is none.
+        """
+        device = next(self.trunk.parameters()).device
+        done: list[Tensor] = []
+        for batch in _batches(images, batch_size):
+            stacked = torch.from_numpy(np.stack([to_unit(image) for image in batch]))
+            done.append(self.embed_batch(stacked[:, None].to(device)).float().cpu())
+            if progress is not None:
+                progress(len(batch))
+        if not done:
+            raise UserError("there are no images to embed")
+        return torch.cat(done).numpy()
+
+    def weights_hash(self) -> str:
+        """Sixteen hex digits over the spec and all weights: the identity of the features."""
+        digest = hashlib.blake2b(json.dumps(dataclasses.asdict(self.spec), sort_keys=True).encode(), digest_size=8)
+        for name, tensor in sorted(self.trunk.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def _batches(images: Iterable[Image], batch_size: int) -> Iterator[list[Image]]:
+    batch: list[Image] = []
+    for image in images:
+        if batch and (image.shape != batch[0].shape or len(batch) == batch_size):
+            yield batch
+            batch = []
+        batch.append(image)
+    if batch:
+        yield batch
+
+
+def random_encoder(spec: EncoderSpec, seed: int) -> Encoder:
+    """The encoder of ``spec`` with random weights: the baseline of every probe.
+
+    The running statistics of BatchNorm are those of a new model (mean 0, variance 1).
+    """
+    return Encoder(spec, create_trunk(spec.trunk, seed, **spec.trunk_options), name="random")
+
+
+def load_encoder(path: str | Path) -> Encoder:
+    """The encoder of a run directory (its newest whole checkpoint), of one checkpoint, or of an export folder.
+
+    Raises:
+        UserError: the path is none of these, or its files do not fit together.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder; give a run directory or an export folder")
+    try:
+        if (path / EXPORT_FILE).is_file():
+            return _load_export(path)
+        if (path / "checkpoints").is_dir():
+            return _load_checkpoint(latest_checkpoint(path / "checkpoints"), run=path.resolve().name)
+        if (path / "state.json").is_file():
+            return _load_checkpoint(path, run=path.resolve().parent.parent.name)
+    except (CheckpointError, OSError, KeyError, ValueError) as error:
+        raise UserError(f"{path}: cannot load the encoder: {error}") from None
+    raise UserError(f"{path}: neither a run directory (no checkpoints/) nor an export folder (no {EXPORT_FILE})")
+
+
+def _load_export(path: Path) -> Encoder:
+    card = json.loads((path / EXPORT_FILE).read_text())
+    spec = build(EncoderSpec, card["spec"], str(path / EXPORT_FILE))
+    return _with_weights(spec, read_tensors(path / "model.safetensors"), card["name"], card.get("seen"), path)
+
+
+def _load_checkpoint(path: Path, run: str) -> Encoder:
+    state = read_state(path)
+    task = state["task"]
+    if "encoder" not in task:
+        raise ValueError("the checkpoint holds no encoder")
+    spec = build(EncoderSpec, task["encoder"], str(path))
+    weights = {
+        name.removeprefix("trunk."): tensor
+        for name, tensor in read_tensors(path / "model.safetensors").items()
+        if name.startswith("trunk.")
+    }
+    seen = {**task.get("seen", {}), "run": run, "step": state["step"]}
+    return _with_weights(spec, weights, run, seen, path)
+
+
+def _with_weights(
+    spec: EncoderSpec, weights: dict[str, Tensor], name: str, seen: dict[str, Any] | None, path: Path
+) -> Encoder:
+    trunk = create_trunk(spec.trunk, seed=0, **spec.trunk_options)
+    missing, unexpected = trunk.load_state_dict(weights, strict=False)
+    if missing or unexpected:
+        first = (missing or unexpected)[0]
+        raise UserError(f"{path}: the weights do not fit trunk '{spec.trunk}' (first mismatch: {first})")
+    return Encoder(spec, trunk, name, seen)

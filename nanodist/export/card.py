@@ -1,0 +1,259 @@
+"""The model card: what an encoder was trained on and how, and how others load it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import PurePosixPath, PureWindowsPath
+from typing import TYPE_CHECKING, Any
+
+from nanodist._version import __version__
+
+if TYPE_CHECKING:
+    from nanodist.encoders import EncoderSpec
+
+UNSTATED = "unknown"  # the Hugging Face hub's word for a licence that nobody stated
+
+OBJECTIVES = {"simclr": "SimCLR (NT-Xent)", "barlow_twins": "Barlow Twins"}
+
+_HEADER = """---
+library_name: timm
+license: {license}
+tags:
+- timm
+- nanodist
+- electron-microscopy
+- self-supervised
+- feature-extraction
+---
+
+# {name}
+
+"""
+
+_WHAT = """A {architecture} trunk for grey-scale electron micrographs (one channel in), pretrained without labels by
+{objective} with nanodist.
+
+"""
+
+_LOAD = """## How to load it
+
+```python
+{code}```
+
+**Write `pretrained=True`.** Without it timm builds the same architecture and *silently keeps random weights*: no error,
+no warning, only useless features.
+
+The trunk was built for one grey channel and trained on views of {size} x {size} px; `embed` gives {features} features
+and is what every score in this card was measured with. For a classifier, `timm.create_model(..., pretrained=True,
+num_classes=N)` adds a new, untrained layer. With nanodist installed, `nanodist.encoders.load_encoder(folder).embed`
+does the same.
+
+"""
+
+_USE = """## Intended use and limits
+
+Features for classification, segmentation, retrieval and clustering of electron micrographs that resemble the training
+data, after a check on labelled micrographs of your own instrument. The features know nothing of materials, voltages,
+detectors or magnifications that the training data did not hold. Split your data by micrograph when you measure: crops
+of one micrograph on both sides of a split make any score look better than it is. Not for medical diagnosis.
+
+"""
+
+_CITATION = """## Citation
+
+The workflow that nanodist implements at scale comes from:
+
+- S. Lu, B. Montz, T. Emrick, A. Jayaraman, *Semi-supervised machine learning workflow for analysis of nanowire
+  morphologies from transmission electron microscopy images*, Digital Discovery (2022), doi:10.1039/D2DD00066K
+- S. Lu, A. Jayaraman, *Pair-Variational Autoencoders for Linking and Cross-Reconstruction of Characterization Data
+  from Complementary Structural Characterization Techniques*, JACS Au (2023), doi:10.1021/jacsau.3c00275
+"""
+
+
+def facts(
+    name: str,
+    recipe: Mapping[str, Any],
+    info: Mapping[str, Any],
+    seen: Mapping[str, Any] | None,
+    scores: Sequence[Mapping[str, Any]] = (),
+    license_name: str = "",
+    data_note: str = "",
+) -> dict[str, Any]:
+    """What a card says, gathered from a run.
+
+    Args:
+        name: name of the run.
+        recipe: the recipe as it ran.
+        info: what ``run.json`` holds (fingerprint, starts).
+        seen: what the encoder was pretrained on (store hash, step, seed).
+        scores: ``summary`` rows of a probe's ``scores.json``.
+        license_name: SPDX name of the licence of the weights.
+        data_note: a sentence about the training data and its licence.
+    """
+    seen = seen or {}
+    train = recipe.get("train") if isinstance(recipe.get("train"), Mapping) else {}
+    batch = (train or {}).get("global_batch_size")
+    starts = info.get("starts") or [{}]
+    return {
+        "name": name,
+        "license": license_name,
+        "data_note": data_note,
+        "objective": OBJECTIVES.get(objective_name(recipe), objective_name(recipe)),
+        "step": seen.get("step"),
+        "global_batch_size": batch,
+        "seed": seen.get("seed", recipe.get("seed")),
+        "manifest_hash": seen.get("manifest_hash"),
+        "fingerprint": info.get("fingerprint"),
+        "git_commit": starts[-1].get("git_commit"),
+        "recipe": without_paths(dict(recipe)),
+        "scores": [dict(row) for row in scores],
+    }
+
+
+def objective_name(recipe: Mapping[str, Any]) -> str:
+    """The name of a recipe's objective."""
+    section = recipe.get("objective")
+    name = section.get("name") if isinstance(section, Mapping) else None
+    return str(name) if name else "self-supervision"
+
+
+def without_paths(value: Any) -> Any:
+    """``value`` with every absolute path cut to its last part: a published card tells nothing about a machine."""
+    if isinstance(value, dict):
+        return {key: without_paths(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_paths(item) for item in value]
+    if isinstance(value, str):
+        for path in (PurePosixPath(value), PureWindowsPath(value)):
+            if path.is_absolute():
+                return path.name
+    return value
+
+
+def loading_code(spec: EncoderSpec, location: str) -> str:
+    """Python that loads an export with timm alone and embeds an image exactly as nanodist does.
+
+    Args:
+        spec: how the encoder reads an image.
+        location: what stands behind ``local-dir:``.
+    """
+    lines = [
+        "import numpy as np",
+        "import timm",
+        "import torch",
+        "",
+        f'model = timm.create_model("local-dir:{location}", pretrained=True).eval()',
+        "",
+        "",
+        "@torch.inference_mode()",
+        "def embed(pixels):  # a grey image: array (H, W) of uint8 or uint16",
+        '    x = pixels.astype("float32") / np.iinfo(pixels.dtype).max',
+        "    x = torch.from_numpy(x)[None, None]",
+    ]
+    if spec.embed_crop_px:
+        lines.append(f"    top, left = (max(0, (n - {spec.embed_crop_px}) // 2) for n in x.shape[-2:])")
+        lines.append(f"    x = x[..., top : top + {spec.embed_crop_px}, left : left + {spec.embed_crop_px}]")
+    if spec.embed_scale != 1.0:
+        resize = f'scale_factor={spec.embed_scale}, mode="bilinear", antialias=True, align_corners=False'
+        lines.append(f"    x = torch.nn.functional.interpolate(x, {resize})")
+    if spec.normalise == "store":
+        lines.append(f"    x = (x - {spec.mean!r}) / {spec.std!r}")
+    else:
+        lines.append("    x = (x - x.mean()) / (x.std(correction=0) + 1e-3)")
+    if spec.dihedral:
+        lines.append("    x = torch.cat([torch.rot90(f, k, (-2, -1)) for f in (x, x.flip(-1)) for k in range(4)])")
+    if spec.pooling == "last":
+        lines.append("    features = model(x)")
+    else:
+        chosen = "[-2:]" if spec.pooling == "last_two" else ""
+        lines.append(f"    stages = model.forward_intermediates(x, norm=True, intermediates_only=True){chosen}")
+        lines.append("    features = torch.cat([stage.mean((-2, -1)) for stage in stages], dim=1)")
+    lines.append("    return features.mean(0)" if spec.dihedral else "    return features[0]")
+    return "\n".join(lines) + "\n"
+
+
+def render(card: Mapping[str, Any], spec: EncoderSpec, features: int) -> str:
+    """The card as Markdown with the front matter of the Hugging Face hub.
+
+    Args:
+        card: what :func:`facts` returns; a missing fact is left out, a missing licence is said.
+        spec: how the encoder reads an image.
+        features: length of an embedding.
+    """
+    name = _line(card.get("name") or "encoder")
+    objective = _line(card.get("objective") or "self-supervision")
+    license_name = json.dumps(str(card.get("license") or UNSTATED).lower())
+    code = loading_code(spec, json.dumps(name)[1:-1])
+    parts = [
+        _HEADER.format(license=license_name, name=name),
+        _licence(card),
+        _WHAT.format(architecture=spec.trunk, objective=objective),
+        _LOAD.format(code=code, size=spec.image_size, features=features),
+        _training(card),
+        _scores(card),
+        _USE,
+        _recipe(card),
+        _CITATION,
+    ]
+    return "".join(parts)
+
+
+def _licence(card: Mapping[str, Any]) -> str:
+    lines = []
+    if not card.get("license"):
+        lines.append(
+            "**No licence was stated for these weights**: ask whoever gave them to you before you pass them on."
+        )
+    if not card.get("data_note"):
+        lines.append("**The training data's origin and licence were not stated** by whoever exported this.")
+    return "".join(f"> {line}\n\n" for line in lines)
+
+
+def _training(card: Mapping[str, Any]) -> str:
+    rows = [
+        ("Training data", card.get("data_note")),
+        ("Store (hash of its manifest)", card.get("manifest_hash")),
+        ("Objective", card.get("objective")),
+        ("Steps", card.get("step")),
+        ("Global batch", card.get("global_batch_size")),
+        ("Samples seen", _product(card.get("step"), card.get("global_batch_size"))),
+        ("Seed", card.get("seed")),
+        ("Fingerprint of the recipe", card.get("fingerprint")),
+        ("Source revision", card.get("git_commit")),
+        ("nanodist", __version__),
+    ]
+    lines = [f"| {label} | {_line(value)} |" for label, value in rows if value not in (None, "")]
+    return "## Training\n\n| | |\n|---|---|\n" + "\n".join(lines) + "\n\n"
+
+
+def _scores(card: Mapping[str, Any]) -> str:
+    rows = [row for row in card.get("scores") or () if row.get("mean") is not None]
+    if not rows:
+        return "## Scores\n\nNot measured: `nanodist probe` measures the frozen features on labelled data.\n\n"
+    head = "| encoder | method | labels per class | balanced accuracy | interval |\n|---|---|---|---|---|\n"
+    lines = []
+    for row in rows:
+        low, high = row.get("low"), row.get("high")
+        interval = "" if low is None or high is None else f"{low:.3f} to {high:.3f}"
+        cells = (row.get("encoder"), row.get("method"), row.get("labels_per_class"), f"{row['mean']:.3f}", interval)
+        lines.append("| " + " | ".join(_line(cell) for cell in cells) + " |\n")
+    return "## Scores\n\nFrozen features, split by micrograph.\n\n" + head + "".join(lines) + "\n"
+
+
+def _recipe(card: Mapping[str, Any]) -> str:
+    import yaml
+
+    if not card.get("recipe"):
+        return ""
+    text = yaml.safe_dump(card["recipe"], sort_keys=False, allow_unicode=True).replace("```", "'''")
+    return f"## Recipe\n\n```yaml\n{text}```\n\n"
+
+
+def _product(a: Any, b: Any) -> int | None:
+    return a * b if isinstance(a, int) and isinstance(b, int) else None
+
+
+def _line(value: Any) -> str:
+    """One line of Markdown text: no line break, no table separator, no markup from a name."""
+    return " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;").replace("`", "'")

@@ -1,0 +1,32 @@
+"""Objectives: pure functions of the two views' projections and a process group."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from hpc.collectives import Group
+from hpc.config import option
+from nanodist.objectives.barlow_twins import barlow_twins
+from nanodist.objectives.nt_xent import nt_xent
+
+__all__ = ["ObjectiveConfig", "barlow_twins", "build_objective", "nt_xent"]
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """The section ``objective`` of a recipe."""
+
+    name: Literal["simclr", "barlow_twins"] = option("simclr", "Which loss.")
+    temperature: float = option(0.2, "SimCLR: divides the cosine similarities.", low=1e-3)
+    redundancy_weight: float = option(0.0051, "Barlow Twins: weight of the off-diagonal terms.", low=0.0)
+
+
+def build_objective(config: ObjectiveConfig) -> Callable[[Tensor, Tensor, Group], Tensor]:
+    """The loss of ``config`` as a function of (a, b, group)."""
+    if config.name == "simclr":
+        return lambda a, b, group: nt_xent(a, b, config.temperature, group)
+    return lambda a, b, group: barlow_twins(a, b, config.redundancy_weight, group)

@@ -1,0 +1,39 @@
+"""NT-Xent, the loss of SimCLR, over the global batch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from hpc.collectives import Group, gather_rows, group_rank, group_size, sum_of_shares
+
+
+def nt_xent(a: Tensor, b: Tensor, temperature: float, group: Group = None) -> Tensor:
+    """Normalised temperature-scaled cross entropy over 2N views (Chen et al. 2020, eq. 1).
+
+    For each of the 2N views of the global batch, its partner has to be told from the other 2N - 2 views by cosine
+    similarity; the mean over the 2N views is returned. Each rank handles the rows of its own 2n views against all
+    2N, so the whole 2N x 2N matrix stands nowhere once there are several ranks.
+
+    Args:
+        a, b: projections (n, d) of the two views of this rank's samples, row i of one sample; any scale.
+        temperature: divides the cosine similarities; must be positive.
+        group: process group over which the batch is spread; ``None`` for one process.
+
+    Returns:
+        The loss of the global batch, the same on every rank; gradients follow :mod:`hpc.collectives`.
+    """
+    a, b = (normalize(x if x.dtype == torch.float64 else x.float(), dim=1) for x in (a, b))
+    n, total = a.shape[0], a.shape[0] * group_size(group)
+    own = torch.cat([a, b])
+    everyone = gather_rows(torch.stack([a, b], 1), group)  # (N, 2, d): sample-major, as ranks are contiguous
+    everyone = torch.cat([everyone[:, 0], everyone[:, 1]])
+    logits = own @ everyone.T / temperature
+    # Row i of view a has itself in column first + i, row i of view b in column N + first + i.
+    rows = torch.arange(2 * n, device=a.device)
+    itself = rows % n + group_rank(group) * n + total * (rows >= n)
+    logits = logits.index_put((rows, itself), logits.new_full((), float("-inf")))
+    positive = (a * b).sum(1) / temperature
+    share = logits.logsumexp(1).sum() - 2 * positive.sum()
+    return sum_of_shares(share, group) / (2 * total)

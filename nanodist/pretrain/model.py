@@ -1,0 +1,87 @@
+"""The module that is trained: trunk, projector, and a forward over both views."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+from torch import Tensor, nn
+
+from hpc.batch_norm import Layout, convert
+from hpc.errors import UserError
+from hpc.seeding import key
+from nanodist.encoders import EncoderSpec, create_trunk, load_encoder, normalise
+from nanodist.heads import build_projector
+from nanodist.pretrain.recipe import PretrainRecipe
+
+
+class TwoViewModel(nn.Module):
+    """Projections of two views; each view passes by itself, so that BatchNorm never mixes views.
+
+    Args:
+        trunk, projector: weights in float32, or float64 for ``precision="fp64"``.
+        spec: how pixels are normalised.
+        precision: ``"bf16"`` runs trunk and projector under autocast; weights and their gradients stay float32.
+        channels_last: memory layout of the images.
+    """
+
+    def __init__(
+        self, trunk: nn.Module, projector: nn.Module, spec: EncoderSpec, precision: str, channels_last: bool
+    ) -> None:
+        super().__init__()
+        self.trunk, self.projector, self.spec = trunk, projector, spec
+        self.precision = precision
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
+
+    def forward(self, views: Tensor) -> tuple[Tensor, Tensor]:
+        """Projections (n, d) of each of ``views`` (2, n, 1, S, S) in [0, 1]."""
+        a, b = (self._project(view) for view in views)
+        return a, b
+
+    def _project(self, view: Tensor) -> Tensor:
+        pixels = normalise(view.double() if self.precision == "fp64" else view, self.spec)
+        autocast = (
+            torch.autocast(view.device.type, torch.bfloat16) if self.precision == "bf16" else contextlib.nullcontext()
+        )
+        with autocast:
+            return self.projector(self.trunk(pixels.contiguous(memory_format=self.layout)))  # type: ignore[no-any-return]
+
+
+def build_model(recipe: PretrainRecipe, spec: EncoderSpec, layout: Layout) -> TwoViewModel:
+    """The model of a recipe with weights that depend only on its seed and ``init_from``, on the CPU.
+
+    Raises:
+        UserError: unknown trunk, a trunk that draws random numbers of its own, or weights that do not fit.
+    """
+    trunk = create_trunk(spec.trunk, key(recipe.seed, "trunk") % 2**63, **spec.trunk_options)
+    _refuse_unkeyed_randomness(trunk, spec.trunk)
+    if recipe.init_from:
+        _warm_start(trunk, recipe.init_from, spec)
+    projector = build_projector(trunk.num_features, recipe.projector, key(recipe.seed, "projector") % 2**63)
+    model = TwoViewModel(trunk, projector, spec, recipe.train.precision, recipe.train.channels_last)
+    convert(model, layout)
+    # Only images are channels_last: DeepSpeed broadcasts weights as bytes and wants them contiguous.
+    return model.double() if recipe.train.precision == "fp64" else model
+
+
+def _refuse_unkeyed_randomness(trunk: nn.Module, name: str) -> None:
+    for where, part in trunk.named_modules():
+        rate = getattr(part, "drop_prob", 0.0) or (part.p if isinstance(part, nn.modules.dropout._DropoutNd) else 0.0)
+        if rate:
+            raise UserError(
+                f"trunk '{name}' drops at random in '{where}' (rate {rate}), which would depend on the machine; "
+                "set its drop rates to 0 in encoder.trunk_options"
+            )
+
+
+def _warm_start(trunk: nn.Module, source: str, spec: EncoderSpec) -> None:
+    if source.startswith("timm:"):
+        weights = create_trunk(source.removeprefix("timm:"), 0, pretrained=True, **spec.trunk_options).state_dict()
+    else:
+        weights = load_encoder(source).trunk.state_dict()
+    missing, unexpected = trunk.load_state_dict(
+        {name: w for name, w in weights.items() if w.shape == dict(trunk.state_dict()).get(name, w).shape}, strict=False
+    )
+    if missing or unexpected:
+        first = (missing or unexpected)[0]
+        raise UserError(f"init_from {source} does not fit trunk '{spec.trunk}' (first mismatch: {first})")

@@ -1,0 +1,135 @@
+"""The recipe of a pretraining: every value that decides its result, and those that only decide how it runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from hpc.config import apply_overrides, build, option, parse_yaml, section
+from hpc.engine import EngineConfig
+from hpc.errors import UserError
+from hpc.loop import SavingConfig
+from hpc.optimizers import OptimizerConfig
+from nanodist.encoders import EncoderSpec, Pooling
+from nanodist.heads import ProjectorConfig
+from nanodist.objectives import ObjectiveConfig
+from nanodist.views import ViewsConfig
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The section ``data``. The store enters the fingerprint by the hash of its manifest, not by its path."""
+
+    store: str = option("", "Folder of a store that nanodist pack wrote.", how=True)
+    workers: int = option(1, "Threads a rank that read ahead; 0 reads in the training thread.", low=0, how=True)
+    read_ahead: int = option(2, "Batches that are read ahead.", low=1, how=True)
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """The section ``encoder``: the trunk, and how an image is embedded with it afterwards."""
+
+    trunk: str = option("resnet18", "timm model name.")
+    trunk_options: dict[str, Any] = option({}, "More arguments of timm.create_model, such as channels of a ResNet.")
+    normalise: Literal["store", "image"] = option("store", "Pixels by the store's or each image's mean and deviation.")
+    pooling: Pooling = option("last", "Feature stages that make an embedding, averaged over the image and joined.")
+    dihedral: bool = option(False, "Average an embedding over the eight rotations and reflections of the image.")
+    embed_crop_px: int = option(0, "Central square of an image that is embedded; 0 takes all of it.", low=0)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The section ``train``."""
+
+    steps: int | None = option(None, "Optimizer steps; wins over epochs.", low=1)
+    epochs: float | None = option(100.0, "Passes over the store, where steps is not given.", low=0.0)
+    global_batch_size: int = option(128, "Samples a step over all ranks; each gives two views.", low=2)
+    bn_group_size: int | None = option(None, "Samples of one view that BatchNorm is taken over; null: the batch.", low=2)
+    precision: Literal["fp32", "bf16", "fp64"] = option("fp32", "bf16: autocast over fp32 weights and reductions.")
+    log_every_steps: int = option(10, "Steps between lines of metrics.jsonl.", low=1, how=True)
+    channels_last: bool = option(True, "Memory layout of the images; faster, differs in rounding.", how=True)
+
+    def check(self) -> None:
+        """Raise ``ValueError`` where the length is missing or groups cannot fill the batch."""
+        if self.steps is None and not self.epochs:
+            raise ValueError("give steps or epochs")
+        if self.bn_group_size is not None and self.global_batch_size % self.bn_group_size:
+            raise ValueError(f"bn_group_size {self.bn_group_size} does not divide {self.global_batch_size}")
+
+    def total_steps(self, samples: int) -> int:
+        """Optimizer steps over a store of ``samples``."""
+        if self.steps is not None:
+            return self.steps
+        return max(1, round((self.epochs or 0.0) * samples / self.global_batch_size))
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """The section ``tracking``; a *how*."""
+
+    mode: Literal["auto", "online", "offline", "disabled"] = option("auto", "Weights & Biases; auto as its login says.")
+    project: str = option("nanodist", "W&B project.")
+    name: str = option("", "W&B name of the run; empty: the run directory's.")
+    group: str = option("", "W&B group.")
+
+
+@dataclass(frozen=True)
+class PretrainRecipe:
+    """Everything about one pretraining."""
+
+    seed: int = option(0, "Of weights, order and views.", low=0)
+    run_dir: str = option("", "Where the run lives; empty: runs/FINGERPRINT.", how=True)
+    init_from: str | None = option(None, "Warm start: a run, an export folder, or timm:NAME (weights that timm loads).")
+    data: DataConfig = section(DataConfig)
+    views: ViewsConfig = section(ViewsConfig)
+    encoder: EncoderConfig = section(EncoderConfig)
+    projector: ProjectorConfig = section(ProjectorConfig)
+    objective: ObjectiveConfig = section(ObjectiveConfig)
+    optimizer: OptimizerConfig = section(OptimizerConfig)
+    train: TrainConfig = section(TrainConfig)
+    engine: EngineConfig = section(EngineConfig, how=True)
+    checkpoint: SavingConfig = section(SavingConfig, how=True)
+    tracking: TrackingConfig = section(TrackingConfig, how=True)
+
+    def bn_group_size(self) -> int:
+        """Samples of one view a BatchNorm group."""
+        return self.train.bn_group_size or self.train.global_batch_size
+
+    def encoder_spec(self, mean: float, std: float) -> EncoderSpec:
+        """How images are embedded: at the mean scale of the views, as the trunk saw them."""
+        low, high = self.views.crop_px
+        return EncoderSpec(
+            trunk=self.encoder.trunk,
+            trunk_options=self.encoder.trunk_options,
+            image_size=self.views.size_px,
+            mean=mean,
+            std=std,
+            normalise=self.encoder.normalise,
+            embed_scale=self.views.size_px / (low * high) ** 0.5,
+            embed_crop_px=self.encoder.embed_crop_px,
+            pooling=self.encoder.pooling,
+            dihedral=self.encoder.dihedral,
+        )
+
+
+def packaged_recipes() -> list[str]:
+    """Names of the recipes that come with nanodist."""
+    folder = resources.files("nanodist") / "recipes"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_recipe(source: str, overrides: list[str]) -> PretrainRecipe:
+    """The recipe of a YAML file, or of a packaged name, with dotted overrides.
+
+    Raises:
+        UserError: no such file or name, or anything in it that a recipe cannot hold.
+    """
+    if source in packaged_recipes():
+        text = (resources.files("nanodist") / "recipes" / f"{source}.yaml").read_text(encoding="utf-8")
+    elif Path(source).is_file():
+        text = Path(source).read_text(encoding="utf-8")
+    else:
+        raise UserError(f"recipe '{source}' is neither a file nor one of: {', '.join(packaged_recipes())}")
+    return build(PretrainRecipe, apply_overrides(parse_yaml(text, f"recipe {source}"), overrides))

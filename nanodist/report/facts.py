@@ -1,0 +1,138 @@
+"""What a run is, in a dozen short facts, and what a row of its list of starts says."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from typing import Any
+
+from hpc.progress import duration
+from nanodist.report.collect import Run
+from nanodist.report.markup import number
+
+START_COLUMNS = (
+    "began (UTC)",
+    "ended (UTC)",
+    "first step",
+    "last step",
+    "end",
+    "ranks",
+    "launcher",
+    "hosts",
+    "Slurm job",
+)
+
+OBJECTIVES = {"simclr": "SimCLR", "barlow_twins": "Barlow Twins"}
+
+
+def facts(run: Run) -> dict[str, Any]:
+    """Label -> value (``None`` where the run does not say) for the table at the head of a report."""
+    last = run.metrics.rows[-1] if run.metrics.rows else {}
+    first_start = run.starts[0] if run.starts else {}
+    last_start = run.starts[-1] if run.starts else {}
+    versions = last_start.get("versions")
+    return {
+        "Objective": objective(run),
+        "Trunk": run.value("encoder.trunk"),
+        "View size (px)": run.value("views.size_px"),
+        "Steps": steps(run),
+        "Global batch": run.value("train.global_batch_size"),
+        "Samples seen": last.get("samples_seen"),
+        "Epochs": epochs(run),
+        "Store": run.value("data.store"),
+        "Store's hash": store_hash(run),
+        "Precision": run.value("train.precision"),
+        "Seed": run.value("seed"),
+        "Fingerprint": run.info.get("fingerprint"),
+        "Started (UTC)": _time(first_start.get("began") or run.info.get("created")),
+        "Hosts": hosts(run),
+        "Starts": len(run.starts) or None,
+        "Time in training": time_in_training(run),
+        "Source revision": _revision(last_start.get("git_commit")),
+        "nanodist": versions.get("nanodist") if isinstance(versions, Mapping) else None,
+    }
+
+
+def objective(run: Run) -> str | None:
+    """The name of the objective, or ``None``."""
+    found = run.value("objective.name")
+    return None if found is None else OBJECTIVES.get(str(found), str(found))
+
+
+def steps(run: Run) -> str | None:
+    """``"1 200 of 3 000"``: the last logged step, and the planned ones where the recipe says."""
+    done = run.metrics.rows[-1]["step"] if run.metrics.rows else None
+    planned = run.value("train.steps")
+    if planned is None:
+        return None if done is None else number(done)
+    return f"{number(done or 0)} of {number(planned)}"
+
+
+def epochs(run: Run) -> str | None:
+    """``"12 of 100"``; the planned ones only where they set the length of the run."""
+    done = run.metrics.rows[-1].get("epoch") if run.metrics.rows else None
+    planned = run.value("train.epochs") if run.value("train.steps") is None else None
+    if planned is None:
+        return None if done is None else number(done)
+    return f"{number(done or 0)} of {number(planned)}"
+
+
+def store_hash(run: Run) -> Any:
+    """The hash of the store's manifest as ``run.json`` keeps it."""
+    return run.value("what.inputs.store")
+
+
+def hosts(run: Run) -> str | None:
+    """The names of the hosts of all starts, six at most."""
+    names: list[str] = []
+    for start in run.starts:
+        found = start.get("hosts") or []
+        names += [found] if isinstance(found, str) else [str(host) for host in found]
+    unique = list(dict.fromkeys(names))
+    more = f" and {len(unique) - 6} more" if len(unique) > 6 else ""
+    return ", ".join(unique[:6]) + more if unique else None
+
+
+def time_in_training(run: Run) -> str | None:
+    """The sum over logged steps of samples by images a second: hours that gave progress, without restarts."""
+    total = 0.0
+    for before, after in itertools.pairwise(run.metrics.rows):
+        rate, seen, earlier = (
+            _number(v) for v in (after.get("images_per_s"), after.get("samples_seen"), before.get("samples_seen"))
+        )
+        if rate and seen is not None and earlier is not None:
+            total += max(0.0, seen - earlier) / rate
+    return duration(total) if total else None
+
+
+def start_row(start: Mapping[str, Any]) -> tuple[str, ...]:
+    """The cells of :data:`START_COLUMNS` for one entry of ``starts`` in ``run.json``; a dash where it says nothing."""
+    topology = start.get("topology")
+    found = start.get("hosts") or []
+    names = [found] if isinstance(found, str) else [str(host) for host in found]
+    job, again = start.get("slurm_job_id"), start.get("slurm_restart_count")
+    return (
+        _time(start.get("began")) or "–",
+        _time(start.get("ended")) or "–",
+        number(start.get("first_step")),
+        number(start.get("last_step")),
+        str(start.get("reason") or "still running, or killed"),
+        number(topology.get("world_size")) if isinstance(topology, Mapping) else "–",
+        number(start.get("launcher")),
+        ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "") or "–",
+        "–" if job is None else f"{job}, restart {again}" if again else str(job),
+    )
+
+
+def _time(value: Any) -> str | None:
+    """ISO 8601 in UTC, shortened to ``2026-01-31 12:00``."""
+    return None if value is None else str(value).replace("T", " ")[:16]
+
+
+def _revision(commit: Any) -> str | None:
+    """Twelve digits of a commit, and whether the tree was edited."""
+    return None if not commit else str(commit)[:12] + ("-dirty" if str(commit).endswith("-dirty") else "")
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and value >= 0 else None

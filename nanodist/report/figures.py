@@ -1,0 +1,253 @@
+"""The figures of a report: inline SVG whose ink follows the page's colours, and PNG for maps and pictures."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Array = npt.NDArray[np.float64]
+
+# Okabe and Ito, Color Universal Design (2008), without black and with yellow last: it is faint on white.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C6D31", "#F0E442")
+STYLES = ("-", "--", "-.", ":")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+# Stand for "the page's text colour" and "its rule colour" in the SVG, and are replaced by CSS in :func:`svg`.
+INK = "#010203"
+RULE = "#040506"
+MAX_POINTS = 400
+MAX_MAP_POINTS = 1500
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve: a name for the legend, x and y (n,), an optional band (n,) each side, and its place in the order."""
+
+    name: str
+    x: Array
+    y: Array
+    order: int
+    low: Array | None = None
+    high: Array | None = None
+    dashed: bool = False
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes with its curves; ``ticks`` are (position, text) pairs for a budget axis."""
+
+    title: str
+    lines: Sequence[Line]
+    x_label: str = "step"
+    ticks: Sequence[tuple[float, str]] = ()
+    floor: float | None = None
+    ceiling: float | None = None
+    reference: tuple[float, str] | None = None
+
+
+def colour(order: int) -> str:
+    """The colour of the ``order``-th thing; after eight they repeat with another line style."""
+    return PALETTE[order % len(PALETTE)]
+
+
+def style(order: int) -> str:
+    """The line style that goes with :func:`colour`."""
+    return STYLES[order // len(PALETTE) % len(STYLES)]
+
+
+def thin(x: Array, y: Array, points: int = MAX_POINTS) -> tuple[Array, Array]:
+    """At most ``points`` means of neighbours in place of a long curve (n,)."""
+    if len(x) <= points:
+        return x, y
+    edges = np.linspace(0, len(x), points + 1).astype(int)
+    count = np.diff(edges)
+    return np.add.reduceat(x, edges[:-1]) / count, np.add.reduceat(y, edges[:-1]) / count
+
+
+def panels(drawn: Sequence[Panel], columns: int, width: float = 9.0, height: float = 2.7) -> str:
+    """The panels in a grid as one SVG with one legend above them."""
+    rows = -(-len(drawn) // columns)
+    names = list(dict.fromkeys(line.name for panel in drawn for line in panel.lines))
+    legend = 0.1 + 0.24 * -(-len(names) // 3) if len(names) > 1 else 0.0
+    high = height * rows + legend
+    with _settings():
+        figure = _figure(width, high)
+        # Margins in inches, set by hand: matplotlib's layout engines draw every figure twice.
+        x, y = (width - 0.15) / columns, height
+        figure.subplots_adjust(0.62 / width, 0.5 / high, 1 - 0.15 / width, 1 - (legend + 0.32) / high)
+        figure.subplots_adjust(wspace=0.72 / (x - 0.72), hspace=0.82 / (y - 0.82))
+        for index, panel in enumerate(drawn):
+            _draw(figure.add_subplot(rows, columns, index + 1), panel)
+        if legend:
+            handles = {text: h for ax in figure.axes for h, text in zip(*ax.get_legend_handles_labels(), strict=True)}
+            columns_here = min(3, len(names))
+            place = {"loc": "upper left", "bbox_to_anchor": (0.3 / width, 1.0), "ncols": columns_here}
+            figure.legend(list(handles.values()), list(handles), frameon=False, borderaxespad=0.1, **place)
+        return svg(figure)
+
+
+def _draw(ax: Axes, panel: Panel) -> None:
+    for line in panel.lines:
+        x, y = (line.x, line.y) if line.low is not None else thin(line.x, line.y)
+        marks: dict[str, Any] = {"marker": MARKERS[line.order % len(MARKERS)], "ms": 4.5} if panel.ticks else {}
+        look = "--" if line.dashed else style(line.order)
+        ax.plot(x, y, look, color=colour(line.order), lw=1.6, label=line.name, **marks)
+        if line.low is not None and line.high is not None:
+            ax.fill_between(x, line.low, line.high, color=colour(line.order), alpha=0.16, lw=0)
+    ax.set_title(panel.title, loc="left")
+    ax.set_xlabel(panel.x_label)
+    ax.grid(True, axis="y")
+    if panel.floor is not None:
+        ax.set_ylim(panel.floor, panel.ceiling)
+    if panel.reference is not None:
+        value, text = panel.reference
+        ax.axhline(value, color=INK, lw=0.8, ls=(0, (1, 2)))
+        ax.annotate(text, (1, value), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
+    if panel.ticks:
+        ax.set_xscale("log", base=2)
+        ax.set_xticks([p for p, _ in panel.ticks], [t for _, t in panel.ticks])
+        ax.minorticks_off()
+
+
+def embedding_map(features: npt.NDArray[np.float32], labels: Sequence[str]) -> tuple[bytes, str]:
+    """A 2D map of ``features`` (n, d) coloured by class, as PNG bytes and the name of the method.
+
+    PCA alone for fewer than 50 points, otherwise PCA to at most 50 axes and t-SNE (van der Maaten and Hinton, JMLR
+    2008) with a fixed seed. At most ``MAX_MAP_POINTS`` evenly spaced points are drawn.
+    """
+    if len(features) > MAX_MAP_POINTS:
+        chosen = np.linspace(0, len(features) - 1, MAX_MAP_POINTS).astype(int)
+        features, labels = features[chosen], [labels[i] for i in chosen]
+    points, method = project(features)
+    classes = sorted(set(labels))
+    member = np.asarray(labels)
+    with _settings():
+        figure = _figure(8.0, 5.4, face="white", layout="constrained")
+        ax = figure.add_subplot()
+        for index, name in enumerate(classes):
+            x, y = points[member == name].T
+            mark = MARKERS[index // len(PALETTE) % len(MARKERS)]
+            ax.scatter(x, y, s=22, c=colour(index), marker=mark, linewidths=0.3, edgecolors="white", label=_short(name))
+        ax.set(xticks=[], yticks=[], aspect="equal")
+        ax.set_adjustable("datalim")
+        ax.spines[:].set_visible(True)
+        ax.spines[:].set_color("#cccccc")
+        if len(classes) <= 40:
+            figure.legend(loc="outside right upper", frameon=False, labelcolor="#222222", ncols=-(-len(classes) // 22))
+        return _png(figure), method
+
+
+def project(features: npt.NDArray[np.float32]) -> tuple[Array, str]:
+    """``features`` (n, d) on a plane (n, 2), and the method's name; the same for the same input."""
+    from sklearn.decomposition import PCA
+    from sklearn.manifold import TSNE
+
+    count, width = features.shape
+    if count < 3 or width < 2 or not np.ptp(features, axis=0).any():
+        flat = np.zeros((count, 2))
+        flat[:, : min(width, 2)] = features[:, :2]
+        return flat, "raw axes"
+    if count < 50:
+        return PCA(2, svd_solver="full").fit_transform(features.astype(np.float64)), "PCA"
+    reduced = PCA(min(50, width, count - 1), svd_solver="full").fit_transform(features.astype(np.float64))
+    perplexity = min(30.0, (count - 1) / 3)
+    plane = TSNE(2, perplexity=perplexity, init="pca", random_state=0, n_jobs=1).fit_transform(reduced)
+    return plane.astype(np.float64), "PCA, then t-SNE"
+
+
+def picture(data: bytes, max_bytes: int) -> bytes | None:
+    """An image file as PNG (or, where that is over ``max_bytes``, JPEG of falling size); ``None`` if unreadable."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data)) as source:
+            image = source.convert("L" if source.mode in ("1", "L", "I", "I;16", "F") else "RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+    image.thumbnail((1600, 4000))
+    encoded = _encode(image, "PNG")
+    while len(encoded) > max_bytes and min(image.size) > 32:
+        encoded = _encode(image, "JPEG")
+        image = image.resize((image.width * 4 // 5, image.height * 4 // 5))
+    return encoded
+
+
+def data_uri(image: bytes) -> str:
+    """PNG or JPEG bytes as a ``data:`` address."""
+    kind = "jpeg" if image[:2] == b"\xff\xd8" else "png"
+    return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
+
+
+def svg(figure: Figure) -> str:
+    """A figure as SVG to be set into HTML: no metadata, no name spaces, colours of the page for ink and rules."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
+    text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text)
+    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r"font: ([^;\"]*?)px [^;\"]*", r"font-size: \1px", text)
+    return text.replace(INK, "currentColor").replace(RULE, "var(--rule)")
+
+
+def _encode(image: Any, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **({"optimize": True} if kind == "PNG" else {"quality": 82}))
+    return buffer.getvalue()
+
+
+def _settings() -> Any:
+    import matplotlib
+
+    return matplotlib.rc_context(
+        {
+            "svg.fonttype": "none",
+            "svg.hashsalt": "nanodist",
+            "font.family": "sans-serif",
+            "font.size": 9.5,
+            "text.color": INK,
+            "axes.labelcolor": INK,
+            "axes.edgecolor": INK,
+            "axes.titlesize": 10,
+            "axes.titleweight": "bold",
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.linewidth": 0.7,
+            "xtick.color": INK,
+            "ytick.color": INK,
+            "grid.color": RULE,
+            "grid.linewidth": 0.6,
+            "text.parse_math": False,
+        }
+    )
+
+
+def _figure(width: float, height: float, face: str = "none", layout: Any = None) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout=layout, facecolor=face)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=140, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def _short(name: str, length: int = 24) -> str:
+    return name if len(name) <= length else name[: length - 1] + "…"

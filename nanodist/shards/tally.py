@@ -1,0 +1,54 @@
+"""What is counted while packing: pixel statistics, and which pixels were there before."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import Any
+
+from nanodist.shards.convert import Tile
+from nanodist.shards.index import Sample
+
+
+class Tally:
+    """Exact sums over all pixels, so that the statistics do not depend on any order."""
+
+    def __init__(self) -> None:
+        self.pixels = self.total = self.total_of_squares = 0
+        self.seen: dict[str, tuple[str, str | None]] = {}
+
+    def is_new(self, tile: Tile, key: str, source: str, label: str | None, dropped: list[dict[str, str]]) -> bool:
+        """Count a tile, unless the same pixels were there before."""
+        first, first_label = self.seen.setdefault(tile.pixel_hash, (key, label))
+        if first != key:
+            conflict = "" if label == first_label else ", which has another label"
+            dropped.append({"source": source, "reason": f"exact duplicate{conflict}", "key": key, "of": first})
+            return False
+        self.pixels += tile.height * tile.width
+        self.total += tile.total
+        self.total_of_squares += tile.total_of_squares
+        return True
+
+    def mean_and_std(self, depth: int) -> tuple[float, float]:
+        """Of pixel values divided by the largest of the depth."""
+        top = 2**depth - 1
+        variance = self.pixels * self.total_of_squares - self.total**2  # whole numbers: no cancellation
+        return self.total / (self.pixels * top), math.sqrt(variance) / (self.pixels * top)
+
+
+def statistics(samples: list[Sample], tally: Tally, depth: int) -> dict[str, Any]:
+    """What the manifest says about all samples together."""
+    mean, std = tally.mean_and_std(depth)
+    sizes_nm = [max(s.pixel_size_nm) for s in samples if s.pixel_size_nm]
+    tiles = Counter(f"{s.height}x{s.width}" for s in samples)
+    labels = Counter(s.label for s in samples if s.label is not None)
+    return {
+        "mean": mean,
+        "std": std,
+        "pixel_size_nm": [min(sizes_nm), max(sizes_nm)] if sizes_nm else None,
+        "pixel_size_unknown": len(samples) - len(sizes_nm),
+        "tile_sizes": dict(sorted(tiles.items())),
+        "labels": dict(sorted(labels.items())),
+        "groups": len({s.group for s in samples}),
+        "sources": len({s.source for s in samples}),
+    }

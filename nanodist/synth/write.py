@@ -1,0 +1,149 @@
+"""A data set of synthetic micrographs on disk: images by class, and everything that is true of them.
+
+``images/CLASS/NAME.tif`` (16 bits, calibrated as ImageJ does), ``truth/CLASS/NAME.instances.tif`` (a page for each
+wire, so pixels where wires cross belong to both), ``truth/CLASS/NAME.mask.png`` (all wires), ``truth/CLASS/NAME.json``,
+``meta.csv`` (a row for each micrograph), ``wires.csv`` (a row for each wire) and ``settings.json``.
+"""
+
+from __future__ import annotations
+
+import csv
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tifffile
+from PIL import Image
+
+from hpc import atomic
+from hpc.errors import UserError
+from hpc.progress import track
+from nanodist.synth.micrograph import Micrograph, Settings, make
+from nanodist.synth.wires import MORPHOLOGIES
+
+Job = tuple[str, int]
+Rows = tuple[dict[str, Any], list[dict[str, Any]]]
+
+
+def name_of(morphology: str, index: int) -> str:
+    """``network-00012``: the name of a micrograph, without suffix."""
+    return f"{morphology}-{index:05d}"
+
+
+def write_image(path: Path, image: npt.NDArray[np.uint16], pixel_size_nm: float) -> None:
+    """A 16-bit TIFF whose resolution tags and ImageJ description say the pixel size in nm."""
+    per_nm = 1.0 / pixel_size_nm
+    tifffile.imwrite(path, image, imagej=True, resolution=(per_nm, per_nm), metadata={"unit": "nm", "axes": "YX"})
+
+
+def write_instances(path: Path, instances: npt.NDArray[np.bool_], pixel_size_nm: float) -> None:
+    """Masks (n, height, width) as pages of 0 and 255, deflated; read them with :func:`read_instances`."""
+    pages = instances.astype(np.uint8) * 255
+    per_cm = 1e7 / pixel_size_nm
+    options: dict[str, Any] = {"resolution": (per_cm, per_cm), "resolutionunit": "CENTIMETER", "metadata": None}
+    tifffile.imwrite(path, pages, photometric="minisblack", compression="zlib", **options)
+
+
+def read_instances(path: Path) -> npt.NDArray[np.bool_]:
+    """The masks of a micrograph's wires, (n, height, width).
+
+    Raises:
+        UserError: the file is absent or is no TIFF of masks.
+    """
+    try:
+        pages = tifffile.imread(path)
+    except (OSError, ValueError, tifffile.TiffFileError) as error:
+        raise UserError(f"{path} cannot be read as a TIFF of instance masks: {error}") from error
+    return np.atleast_3d(pages if pages.ndim == 3 else pages[None]) > 0
+
+
+def _write_one(root: Path, seed: int, settings: Settings, job: Job) -> Rows:
+    """Make and write one micrograph below ``root``; its rows of ``meta.csv`` and ``wires.csv``."""
+    morphology, index = job
+    made, name = make(seed, morphology, index, settings), name_of(morphology, index)
+    truth = root / "truth" / morphology
+    write_image(root / "images" / morphology / f"{name}.tif", made.image, settings.pixel_size_nm)
+    write_instances(truth / f"{name}.instances.tif", made.instances, settings.pixel_size_nm)
+    Image.fromarray(made.instances.any(axis=0).astype(np.uint8) * 255).save(truth / f"{name}.mask.png")
+    atomic.write_json(truth / f"{name}.json", made.truth)
+    return _rows(name, made)
+
+
+def _rows(name: str, made: Micrograph) -> Rows:
+    truth = made.truth
+    conditions = truth["conditions"]
+    meta = {
+        "file": f"{truth['morphology']}/{name}.tif",
+        "label": truth["morphology"],
+        "micrograph": name,
+        "pixel_size_nm": truth["pixel_size_nm"],
+        "modality": conditions["modality"],
+        "wires": len(truth["wires"]),
+        "coverage": truth["coverage"],
+        "crossing_share": truth["crossing_share"],
+        "dose_e_nm2": conditions["camera"]["dose_e_nm2"],
+        "voltage_kv": conditions["lens"]["voltage_kv"],
+        "defocus_nm": conditions["lens"]["defocus_nm"],
+        "seed": truth["seed"],
+        "index": truth["index"],
+    }
+    wires = [
+        {"file": meta["file"], **{k: v for k, v in wire.items() if k != "centre_line_nm"}} for wire in truth["wires"]
+    ]
+    return meta, wires
+
+
+def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _results(work: partial[Rows], jobs: Sequence[Job], workers: int) -> Iterator[Rows]:
+    if workers <= 1:
+        yield from map(work, jobs)
+        return
+    # "spawn", since forking a process that holds threads (BLAS, torch) can hang.
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            yield from pool.map(work, jobs, chunksize=max(1, min(16, len(jobs) // (4 * workers))))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def write_dataset(
+    out: Path, seed: int, micrographs: int, classes: Sequence[str], settings: Settings, workers: int = 1
+) -> list[dict[str, Any]]:
+    """Write ``micrographs`` of each class to the new directory ``out``, whole or not at all; the rows of ``meta.csv``.
+
+    Raises:
+        UserError: ``out`` holds something already, a class is unknown or named twice, or a count is below 1.
+    """
+    unknown = [name for name in classes if name not in MORPHOLOGIES]
+    if unknown or not classes or len(set(classes)) < len(classes):
+        raise UserError(f"classes must be some of {', '.join(MORPHOLOGIES)}, each once, not {', '.join(classes)!r}")
+    if not 1 <= micrographs <= 99_999 or workers < 1:
+        raise UserError(f"give 1 to 99999 micrographs and 1 worker or more, not {micrographs} and {workers}")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists already and is not an empty directory; name another one or remove it")
+    jobs = [(name, index) for name in classes for index in range(micrographs)]
+    with atomic.directory(out) as root:
+        for name in classes:
+            (root / "images" / name).mkdir(parents=True)
+            (root / "truth" / name).mkdir(parents=True)
+        work = partial(_write_one, root, seed, settings)
+        rows = list(track(_results(work, jobs, workers), len(jobs), "synthesising", "micrographs"))
+        meta = [row for row, _ in rows]
+        _write_csv(root / "meta.csv", meta)
+        _write_csv(root / "wires.csv", [wire for _, wires in rows for wire in wires])
+        shared = {"schema": 1, "seed": seed, "micrographs": micrographs, "classes": list(classes), **asdict(settings)}
+        atomic.write_json(root / "settings.json", shared)
+    return meta

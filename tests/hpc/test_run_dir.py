@@ -1,0 +1,140 @@
+import json
+import math
+
+import numpy as np
+import pytest
+
+from hpc.errors import UserError
+from hpc.run_dir import KILLED, MetricsWriter, RunDir, git_commit, metric_lines, package_versions, read_metrics
+
+TOPOLOGY = {"rank": 0, "world_size": 2, "launcher": "torchrun"}
+
+
+def steps(path):
+    return [line["step"] for line in read_metrics(path)]
+
+
+def test_a_new_run_directory_is_whole(tmp_path):
+    run = RunDir.prepare(tmp_path / "runs" / "a", "seed: 1\n", "f00d", what={"seed": 1})
+    assert run.recipe_path.read_text() == "seed: 1\n"
+    assert run.record()["fingerprint"] == "f00d" and run.record()["starts"] == []
+    folders = {path.name for path in run.path.iterdir()}
+    assert folders == {"recipe.yaml", "run.json", "checkpoints", "wandb", "export", "report"}
+
+
+def test_resume_takes_the_machine_keys_of_the_new_recipe(tmp_path):
+    RunDir.prepare(tmp_path / "a", "seed: 1\nworkers: 1\n", "f00d")
+    run = RunDir.prepare(tmp_path / "a", "seed: 1\nworkers: 2\n", "f00d")
+    assert "workers: 2" in run.recipe_path.read_text()
+
+
+@pytest.mark.parametrize("with_what", [True, False])
+def test_another_fingerprint_is_refused_and_the_changed_keys_are_named(tmp_path, with_what):
+    def prepare(lr, fingerprint):
+        what = {"train": {"lr": lr}, "store": "abc"} if with_what else None
+        return RunDir.prepare(tmp_path / "a", f"train: {{lr: {lr}}}\n", fingerprint, what=what)
+
+    prepare(0.1, "f00d")
+    before = (tmp_path / "a" / "recipe.yaml").read_text()
+    with pytest.raises(UserError, match=r"train\.lr: 0\.1 -> 0\.2") as caught:
+        prepare(0.2, "beef")
+    assert "f00d" in str(caught.value) and "store" not in str(caught.value)
+    assert (tmp_path / "a" / "recipe.yaml").read_text() == before
+
+
+def test_a_folder_of_other_files_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(UserError, match="holds no run"):
+        RunDir.prepare(tmp_path, "seed: 1\n", "f00d")
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="cannot be written"):
+        RunDir.prepare(tmp_path / "file" / "run", "seed: 1\n", "f00d")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"schema": 99}'])
+def test_a_damaged_record_is_one_sentence(tmp_path, text):
+    run = RunDir.prepare(tmp_path / "a", "seed: 1\n", "f00d")
+    run.record_path.write_text(text)
+    with pytest.raises(UserError, match=r"run\.json"):
+        run.record()
+
+
+def test_starts_say_where_they_ran_and_why_they_ended(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    run = RunDir.prepare(tmp_path / "a", "seed: 1\n", "f00d")
+    assert run.begin_start(TOPOLOGY, 1, hosts=["n2", "n1", "n1"], versions={"nanodist": "9.9"}) == 0
+    run.end_start(10, "preempted")
+    assert run.begin_start(TOPOLOGY, 11) == 1
+    first, second = run.record()["starts"]
+    assert first["hosts"] == ["n1", "n2"] and first["slurm_job_id"] == "77" and first["launcher"] == "torchrun"
+    assert (first["first_step"], first["last_step"], first["reason"]) == (1, 10, "preempted")
+    assert first["versions"]["nanodist"] == "9.9" and first["versions"]["torch"]
+    assert first["began"].endswith("+00:00") and first["ended"] >= first["began"]
+    assert second["reason"] is None and second["first_step"] == 11
+
+
+@pytest.mark.parametrize(("logged", "last_step"), [([1, 2, 3], 3), ([], None)])
+def test_a_start_without_an_end_was_killed(tmp_path, logged, last_step):
+    run = RunDir.prepare(tmp_path / "a", "seed: 1\n", "f00d")
+    run.begin_start(TOPOLOGY, 1)
+    writer = MetricsWriter(run.metrics_path)
+    for step in logged:
+        writer.write({"step": step})
+    run.begin_start(TOPOLOGY, 1)
+    first = run.record()["starts"][0]
+    assert first["reason"] == KILLED and first["last_step"] == last_step
+
+
+def test_metrics_are_there_before_close_and_are_never_rewritten(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    writer = MetricsWriter(path)
+    writer.write({"step": 1, "loss": np.float32(0.5)})
+    assert read_metrics(path) == [{"step": 1, "loss": 0.5}]
+    writer.close()
+    old = path.read_bytes()
+    MetricsWriter(path).write({"step": 2, "loss": 0.25})
+    assert path.read_bytes().startswith(old) and steps(path) == [1, 2]
+
+
+def test_what_is_not_finite_is_null_and_named(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    MetricsWriter(path).write({"step": 1, "loss": math.nan, "lr": math.inf, "epoch": 0})
+    (line,) = (json.loads(text) for text in path.read_text().splitlines())
+    assert line == {"step": 1, "loss": None, "lr": None, "epoch": 0, "nonfinite": ["loss", "lr"]}
+
+
+@pytest.mark.parametrize("cut", range(1, 24))
+def test_a_torn_last_line_costs_only_itself(tmp_path, cut):
+    path = tmp_path / "metrics.jsonl"
+    writer = MetricsWriter(path)
+    writer.write({"step": 1, "loss": 0.5})
+    writer.write({"step": 2, "loss": 0.25})
+    writer.close()
+    path.write_bytes(path.read_bytes()[:-cut])
+    assert steps(path) == ([1, 2] if cut == 1 else [1])  # without its line break the last line is still whole
+    MetricsWriter(path).write({"step": 3, "loss": 0.125})
+    assert steps(path) == ([1, 2, 3] if cut == 1 else [1, 3])
+
+
+def test_a_step_logged_again_after_a_resume_counts_once(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    writer = MetricsWriter(path)
+    for start, step in [(0, 2), (0, 4), (0, 6), (0, 8), (1, 4), (1, 6), (2, 6)]:
+        writer.write({"step": step, "start": start})
+    history = [(line["step"], line["start"]) for line in read_metrics(path)]
+    assert history == [(2, 0), (4, 1), (6, 2)]  # step 8 belongs to a start that is dead
+    assert len(metric_lines(path)) == 7
+
+
+def test_no_metrics_yet_is_an_empty_history(tmp_path):
+    assert read_metrics(tmp_path / "metrics.jsonl") == []
+
+
+def test_versions_and_commit_never_fail(monkeypatch):
+    assert package_versions()["python"].startswith("3.")
+    monkeypatch.setenv("PATH", "")
+    assert git_commit() is None
