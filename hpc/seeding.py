@@ -52,7 +52,7 @@ def uniforms(keys: Sequence[int], count: int) -> npt.NDArray[np.float64]:
     counters[..., 0] = np.arange(blocks, dtype=np.uint32)
     packed = np.asarray([(k & 0xFFFFFFFF, k >> 32) for k in keys], np.uint64).astype(np.uint32).reshape(-1, 1, 2)
     words = philox(counters, np.broadcast_to(packed, (len(keys), blocks, 2)))
-    return words.reshape(len(keys), -1)[:, :count] * 2.0**-32
+    return np.asarray(words.reshape(len(keys), -1)[:, :count] * 2.0**-32, np.float64)
 
 
 def generator(seed: int, purpose: str, *words: int | str) -> np.random.Generator:

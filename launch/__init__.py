@@ -1,1 +1,5 @@
 """How jobs are submitted."""
+
+from launch.resources import SlurmResources
+
+__all__ = ["SlurmResources"]

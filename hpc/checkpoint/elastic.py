@@ -34,6 +34,8 @@ def gather(engine: Engine) -> dict[str, dict[str, Tensor]]:
 
     trained = _trained(engine.module)
     states = _base_optimizer(engine).state
+    if engine.zero_stage:
+        _link(engine)
     model = {name: tensor.detach() for name, tensor in engine.module.state_dict().items()}
     optimizer: dict[str, Tensor] = {}
     slots = _slots(states)
@@ -76,20 +78,32 @@ def scatter(engine: Engine, model: dict[str, Tensor], optimizer: dict[str, Tenso
             states[parameter]["step"] = torch.tensor(steps, dtype=torch.float32, device=parameter.device)
 
 
-def _scatter_partitioned(
-    engine: Engine, model: dict[str, Tensor], optimizer: dict[str, Tensor], steps: float
-) -> None:
+def _link(engine: Engine) -> None:
+    """Tell DeepSpeed where each parameter lies in the optimizer's flat states.
+
+    It does so itself after the step of the first parameter group, when the states of the others do not exist yet, so
+    theirs would be missing.
+    """
+    engine.optimizer._hp_optimizer_states_linked = False
+    engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def _scatter_partitioned(engine: Engine, model: dict[str, Tensor], optimizer: dict[str, Tensor], steps: float) -> None:
     from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
+    base = _base_optimizer(engine)
+    slots = sorted({key.split("/", 1)[0] for key in optimizer})
+    for flat in (p for group in base.param_groups for p in group["params"]):
+        base.state[flat] = {slot: torch.zeros_like(flat) for slot in slots}
+        if "exp_avg" in slots:
+            base.state[flat]["step"] = torch.tensor(steps, dtype=torch.float32, device=flat.device)
+    _link(engine)
     for name, parameter in _trained(engine.module).items():
         safe_set_full_fp32_param(parameter, model[name].to(engine.device))
         for key, value in optimizer.items():
             slot, owner = key.split("/", 1)
             if owner == name:
                 safe_set_full_optimizer_state(parameter, value.to(engine.device), slot)
-    for state in _base_optimizer(engine).state.values():
-        if "step" in state:
-            state["step"].fill_(steps)
 
 
 def _check_names(module: nn.Module, model: dict[str, Tensor]) -> None:

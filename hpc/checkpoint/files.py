@@ -66,8 +66,7 @@ def write(
             save_file(contiguous, folder / f"{stem}.safetensors")
         (folder / "state.json").write_text(json.dumps({"version": VERSION, "step": step, **state}, indent=1))
         index = {
-            file.name: {"bytes": file.stat().st_size, "xxh3_128": file_hash(file)}
-            for file in sorted(folder.iterdir())
+            file.name: {"bytes": file.stat().st_size, "xxh3_128": file_hash(file)} for file in sorted(folder.iterdir())
         }
         (folder / INDEX).write_text(json.dumps({"version": VERSION, "files": index}, indent=1))
     atomic.write_text(checkpoints / LATEST, target.name + "\n")

@@ -1,7 +1,8 @@
 """Multinomial logistic regression for few labels and many features, exact and fast enough to run thousands of times.
 
 The problem is scikit-learn's ``LogisticRegression(C=C, class_weight="balanced")``: it minimises
-``0.5 |W|^2 + C sum_i w_i loss_i`` with a free intercept, and the same optimum is reached. Two things make it quick.
+``0.5 |W|^2 + C sum_i w_i loss_i`` with a free intercept, and the same optimum is reached (with two classes as well the
+softmax has one weight vector a class, which is scikit-learn's binary form at 2 C). Two things make it quick.
 The weights of the optimum lie in the span of the centred training rows (representer theorem), so n rows of d features
 become n x min(n, d) by a rotation. In that rotated basis the curvature at the start is diagonal, so L-BFGS runs on
 variables scaled to unit curvature, and a path over ``C`` starts each fit from the last one.
@@ -69,7 +70,12 @@ class SoftmaxRegression:
             slope = np.concatenate([self._z.T @ residual + ridge * full[:-1], residual.sum(axis=0)[None]])
             return float(loss + 0.5 * ridge * (full[:-1] ** 2).sum()), (slope * scale).ravel()
 
-        options = {"maxiter": self._max_iterations, "gtol": self._tolerance, "ftol": 1e-9, "maxcor": 20}
+        options = {
+            "maxiter": self._max_iterations,
+            "gtol": self._tolerance,
+            "ftol": 1e-4 * self._tolerance,
+            "maxcor": 20,
+        }
         found = minimize(objective, (self._start / scale).ravel(), jac=True, method="L-BFGS-B", options=options)
         self._start = found.x.reshape(-1, kinds) * scale
         return self._unrotate(self._start)

@@ -20,7 +20,7 @@ GLCM_DISTANCES = (1, 2, 4, 8, 16)
 GLCM_LEVELS = 16
 SPECTRUM_BINS = 32
 PERCENTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99)
-MIN_SIDE = 2 * max(*LBP_RADII, *GLCM_DISTANCES) + 2
+MIN_SIDE = 64  # the widest patterns fit, and the spectrum has coefficients in most rings
 
 F32 = npt.NDArray[np.float32]
 
@@ -67,14 +67,14 @@ def radial_spectrum(scaled: F32) -> F32:
     """Natural log of the mean power in rings of spatial frequency, from the lowest to the Nyquist frequency.
 
     The mean is taken off and a Hann window applied first. Rings are spaced evenly in the square root of the frequency
-    (finer at low frequencies, and never empty from 64 pixels on); an empty ring takes its neighbour's value.
+    (finer at low frequencies); a ring without a coefficient is interpolated.
     """
     rings, counts, window = _rings(*scaled.shape)
     spectrum = np.fft.rfft2((scaled - scaled.mean()) * window)
-    power = (spectrum.real**2 + spectrum.imag**2).ravel()
+    power = ((spectrum.real**2 + spectrum.imag**2) / scaled.size).ravel()
     sums = np.bincount(rings, weights=power, minlength=SPECTRUM_BINS + 1)[:SPECTRUM_BINS]
     filled = counts[:SPECTRUM_BINS] > 0
-    levels = np.log(sums[filled] / counts[:SPECTRUM_BINS][filled] + 1e-6)
+    levels = np.log(sums[filled] / counts[:SPECTRUM_BINS][filled] + 1e-8)
     places = np.arange(SPECTRUM_BINS)
     return np.interp(places, places[filled], levels).astype(np.float32)
 

@@ -111,8 +111,8 @@ def verify(folder: Path, trunk: torch.nn.Module, image_size: int) -> float:
     """Load ``folder`` with timm and return the largest difference of its features from those of ``trunk``.
 
     Raises:
-        UserError: timm cannot load the folder, or the difference is over ``TOLERANCE`` relative to the largest
-            feature.
+        UserError: timm cannot load the folder, a weight is not the same to the bit, or a feature differs by more than
+            ``TOLERANCE`` relative to the largest one.
     """
     import timm
 
@@ -120,6 +120,15 @@ def verify(folder: Path, trunk: torch.nn.Module, image_size: int) -> float:
         loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     except (RuntimeError, TypeError, ValueError, KeyError) as error:
         raise UserError(f"timm {timm.__version__} cannot load the export, so it was not written: {error}") from error
+    # Apart from the features, since those of a trunk whose activations all died agree whatever its weights are.
+    wanted, got = trunk.state_dict(), loaded.state_dict()
+    wrong = [
+        name
+        for name in {**wanted, **got}
+        if name not in wanted or name not in got or not torch.equal(wanted[name], got[name])
+    ]
+    if wrong:
+        raise UserError(f"timm loads another weight {wrong[0]} than the run has, so the export was not written.")
     draws = generator(0, "export check").standard_normal((2, 1, image_size, image_size))
     images = torch.from_numpy(draws).float()
     with torch.inference_mode():
@@ -128,7 +137,7 @@ def verify(folder: Path, trunk: torch.nn.Module, image_size: int) -> float:
         shapes = f"{tuple(found.shape)} instead of {tuple(expected.shape)}"
         raise UserError(f"timm builds another model from the export (features {shapes}), so it was not written.")
     difference = float((expected - found).abs().max())
-    allowed = TOLERANCE * max(1.0, float(expected.abs().max()))
+    allowed = TOLERANCE * float(expected.abs().max())
     if not difference <= allowed:  # also catches NaN
         raise UserError(
             f"The features that timm computes from the export differ from the run's by {difference:.2e} "

@@ -57,7 +57,11 @@ def build_model(recipe: PretrainRecipe, spec: EncoderSpec, layout: Layout) -> Tw
     _refuse_unkeyed_randomness(trunk, spec.trunk)
     if recipe.init_from:
         _warm_start(trunk, recipe.init_from, spec)
-    projector = build_projector(trunk.num_features, recipe.projector, key(recipe.seed, "projector") % 2**63)
+    projector = build_projector(
+        int(trunk.num_features),  # type: ignore[arg-type]
+        recipe.projector,
+        key(recipe.seed, "projector") % 2**63,
+    )
     model = TwoViewModel(trunk, projector, spec, recipe.train.precision, recipe.train.channels_last)
     convert(model, layout)
     # Only images are channels_last: DeepSpeed broadcasts weights as bytes and wants them contiguous.

@@ -46,7 +46,9 @@ class TrainConfig:
     steps: int | None = option(None, "Optimizer steps; wins over epochs.", low=1)
     epochs: float | None = option(100.0, "Passes over the store, where steps is not given.", low=0.0)
     global_batch_size: int = option(128, "Samples a step over all ranks; each gives two views.", low=2)
-    bn_group_size: int | None = option(None, "Samples of one view that BatchNorm is taken over; null: the batch.", low=2)
+    bn_group_size: int | None = option(
+        None, "Samples of one view that BatchNorm is taken over; null: the batch.", low=2
+    )
     precision: Literal["fp32", "bf16", "fp64"] = option("fp32", "bf16: autocast over fp32 weights and reductions.")
     log_every_steps: int = option(10, "Steps between lines of metrics.jsonl.", low=1, how=True)
     channels_last: bool = option(True, "Memory layout of the images; faster, differs in rounding.", how=True)

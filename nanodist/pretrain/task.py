@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from hpc.batch_norm import Layout
 from hpc.checkpoint.files import CheckpointError
@@ -51,7 +51,7 @@ class PretrainTask:
         self.layout, self.group = layout, group
         statistics = store.manifest.statistics
         self.spec: EncoderSpec = recipe.encoder_spec(float(statistics["mean"]), float(statistics["std"]))
-        self.module = build_model(recipe, self.spec, layout)
+        self.module: nn.Module = build_model(recipe, self.spec, layout)
         self.objective = build_objective(recipe.objective)
 
     def batches(self, start_step: int) -> Iterator[Batch]:

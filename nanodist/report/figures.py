@@ -90,9 +90,15 @@ def panels(drawn: Sequence[Panel], columns: int, width: float = 9.0, height: flo
             _draw(figure.add_subplot(rows, columns, index + 1), panel)
         if legend:
             handles = {text: h for ax in figure.axes for h, text in zip(*ax.get_legend_handles_labels(), strict=True)}
-            columns_here = min(3, len(names))
-            place = {"loc": "upper left", "bbox_to_anchor": (0.3 / width, 1.0), "ncols": columns_here}
-            figure.legend(list(handles.values()), list(handles), frameon=False, borderaxespad=0.1, **place)
+            figure.legend(
+                list(handles.values()),
+                list(handles),
+                loc="upper left",
+                bbox_to_anchor=(0.3 / width, 1.0),
+                ncols=min(3, len(names)),
+                frameon=False,
+                borderaxespad=0.1,
+            )
         return svg(figure)
 
 

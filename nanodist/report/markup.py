@@ -32,6 +32,14 @@ def number(value: Any, digits: int = 4) -> str:
     return f"{value:.{digits}g}"
 
 
+def cell(value: Any) -> str:
+    """A value or a list of values for a table; a long list is cut."""
+    if isinstance(value, list):
+        shown = ", ".join(number(item) for item in value[:12])
+        return shown + (f", … ({len(value)} in all)" if len(value) > 12 else "")
+    return number(value)
+
+
 def table(head: Sequence[Any], rows: Iterable[Sequence[Any]], caption: str = "", label_columns: int = 1) -> str:
     """A table that scrolls sideways on a narrow screen; the first ``label_columns`` cells of a row are its head."""
     top = "".join(f'<th scope="col">{escaped(cell)}</th>' for cell in head)

@@ -10,7 +10,7 @@ from pathlib import Path
 from hpc import atomic
 from hpc.errors import UserError
 from nanodist._version import __version__
-from nanodist.report import curves, sections
+from nanodist.report import accuracy, curves, sections
 from nanodist.report.collect import Probe, Run, default_probes, read_probe, read_run
 from nanodist.report.facts import facts
 from nanodist.report.markup import escaped
@@ -63,9 +63,9 @@ def render(runs: Sequence[Run], probes: Sequence[Probe]) -> str:
         title += ", …"
     body = "".join(
         (
-            sections.scores(probes, found),
-            sections.efficiency(probes, found),
-            sections.maps(probes),
+            accuracy.scores(probes, found),
+            accuracy.efficiency(probes, found),
+            accuracy.maps(probes),
             sections.what_was_trained(runs),
             sections.training(runs),
             sections.views(runs),

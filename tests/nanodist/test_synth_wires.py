@@ -116,6 +116,14 @@ def test_plain_statistics_do_not_give_the_class_away(made):
     assert _score(lying.astype(float), labels) > 0.75
 
 
+def test_plain_statistics_do_not_give_the_class_away_in_haadf():
+    settings, each = Settings(size_px=96, haadf_share=1.0), 30
+    statistics = [_statistics(make(11, name, i, settings).image) for name in MORPHOLOGIES for i in range(each)]
+    score = _score(np.array(statistics), np.repeat(list(MORPHOLOGIES), each))
+    print(score)
+    assert score < 0.55
+
+
 @pytest.mark.parametrize(
     ("options", "word"),
     [

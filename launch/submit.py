@@ -1,0 +1,76 @@
+"""Hands jobs to submitit, and waits for them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hpc.errors import UserError
+from launch.resources import SlurmResources
+
+CLUSTERS = ("slurm", "local", "debug")
+_LOG_LINES = 15
+
+
+def submit(
+    function: Callable[[], Any], resources: SlurmResources, cluster: str, folder: str | Path, name: str = "nanodist"
+) -> Any:
+    """Submit ``function`` as one job; its logs and pickles go to ``folder``, one file a process.
+
+    Args:
+        function: picklable, and callable from the start again.
+        resources: what the job asks for.
+        cluster: ``"slurm"``; ``"local"`` for processes of this machine; ``"debug"`` for this very process.
+        folder: created if it is missing; readable by the nodes.
+        name: the job's name in the queue.
+
+    Returns:
+        submitit's job.
+
+    Raises:
+        UserError: submitit or Slurm is missing, or the cluster cannot give the resources.
+    """
+    try:
+        import submitit
+    except ImportError:
+        raise UserError("launch needs submitit: pip install 'nanodist[train]'") from None
+    if cluster not in CLUSTERS:
+        raise UserError(f"cluster is '{cluster}'; allowed: {', '.join(CLUSTERS)}")
+    if cluster != "slurm" and resources.nodes > 1:
+        raise UserError(f"cluster '{cluster}' is this machine alone: nodes must be 1, not {resources.nodes}")
+    if cluster == "debug" and resources.tasks() > 1:
+        raise UserError("cluster 'debug' runs in this process: tasks_per_node must be 1; use 'local' for several")
+    Path(folder).mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
+        executor.update_parameters(**resources.submitit_parameters(cluster), name=name)
+        return executor.submit(function)
+    except (RuntimeError, OSError, submitit.core.utils.FailedSubmissionError) as error:
+        raise UserError(f"the job cannot be submitted to {cluster}: {' '.join(str(error).split())}") from None
+
+
+def wait(job: Any) -> str | None:
+    """Wait for the end of a job; ``None`` if it succeeded, else why not, with the tail of its log."""
+    # A debug job would open a debugger on an error in results(), but not in exception().
+    error = job.exception()
+    if error is None:
+        return None
+    text = str(error).strip() or type(error).__name__
+    logs = [path for path in _logs(job) if path.exists()]
+    return "\n".join([text, *(f"--- {path}\n{_tail(path)}" for path in logs)])
+
+
+def _logs(job: Any) -> list[Path]:
+    """Standard error of the job's processes, rank 0 first."""
+    return [job.paths.folder / f"{job.job_id}_{rank}_log.err" for rank in range(job.num_tasks)]
+
+
+def _tail(path: Path) -> str:
+    return "\n".join(path.read_text(errors="replace").splitlines()[-_LOG_LINES:])
+
+
+def announce(job: Any, folder: str | Path) -> None:
+    """Say on standard error where the job's logs are."""
+    print(f"job {job.job_id}; logs in {Path(folder)}", file=sys.stderr)

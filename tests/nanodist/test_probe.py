@@ -1,0 +1,252 @@
+"""``nanodist probe`` end to end: packed synthetic textures, exported encoders, scores, errors."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nanodist.cli import main
+from nanodist.downstream.features import FeatureSet, transductive
+from nanodist.downstream.labels import encode
+from nanodist.downstream.probe import Prober, Protocol, plan_split, split_within
+
+DATA = Path(os.environ.get("NANODIST_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
+
+
+def write_textures(folder: Path, classes: int, micrographs: int, crops: int, offset: int = 0) -> None:
+    """Noise of another grain per class, and another brightness per micrograph, which says nothing of the class."""
+    for c in range(classes):
+        for m in range(micrographs):
+            generator = np.random.default_rng([c, m + offset])
+            shade = int(generator.integers(40, 120))
+            for k in range(crops):
+                grain = 2**c
+                coarse = generator.integers(0, 90, (48 // grain + 1, 48 // grain + 1))
+                image = np.kron(coarse, np.ones((grain, grain)))[:48, :48] + shade
+                path = folder / f"class{c}" / f"m{c}-{m + offset}" / f"crop{k}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(image.astype(np.uint8)).save(path)
+
+
+def write_meta(folder: Path) -> Path:
+    files = sorted(folder.rglob("*.png"))
+    lines = [f"{f.relative_to(folder).as_posix()},{f.parts[-3]},{f.parts[-2]}" for f in files]
+    meta = folder / "meta.csv"
+    meta.write_text("\n".join(["file,label,micrograph", *lines]) + "\n")
+    return meta
+
+
+def pack(folder: Path, out: Path, labels: bool = True) -> Path:
+    meta = write_meta(folder)
+    options = ["--groups", f"{meta}:micrograph", "--workers", "1", "--tile", "none"]
+    options += ["--labels", f"{meta}:label"] if labels else []
+    assert main(["pack", str(folder), "--out", str(out), *options]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two stores with other micrographs, one without labels, and exports of two small trunks."""
+    from nanodist.encoders import EncoderSpec, random_encoder
+    from nanodist.export.card import facts
+    from nanodist.export.weights import export_timm
+    from nanodist.shards import Store
+
+    root = tmp_path_factory.mktemp("probe")
+    write_textures(root / "train", 3, 4, 4)
+    write_textures(root / "test", 3, 2, 3, offset=10)
+    write_textures(root / "lone", 2, 1, 3)
+    store = pack(root / "train", root / "store")
+    for name in ("test", "lone"):
+        pack(root / name, root / f"{name}-store")
+    pack(root / "test", root / "unlabelled", labels=False)
+    spec = EncoderSpec("resnet10t", 32, 0.5, 0.2, normalise="image")
+    for seed in (7, 8):
+        encoder = random_encoder(spec, seed)
+        encoder.name, encoder.seen = "tiny", {"manifest_hash": Store.open(store).manifest_hash}
+        export_timm(encoder, root / f"export{seed}", facts("tiny", {}, {}, encoder.seen, []))
+    return root
+
+
+def probe(place: Path, out: Path, *options: str) -> int:
+    fast = ["--random-seeds", "2", "--seeds", "2", "--resamples", "100"]
+    encoder = [str(place / "export7")]
+    return main(["probe", *encoder, "--store", str(place / "store"), "--out", str(out), *fast, *options])
+
+
+def test_scores_are_complete_tidy_and_free_the_second_time(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    assert probe(place, out, "--splits", "2", "--labels-per-class", "1,2,64") == 0
+    table = capsys.readouterr().out
+    scores = json.loads((out / "scores.json").read_text())
+    assert scores["schema"] == 1 and scores["chance"] == pytest.approx(1 / 3)
+    # encoders (1 + 2 random + texture) x methods x splits x (3 budgets x 2 seeds + all)
+    assert len(scores["rows"]) == 4 * 2 * 2 * (3 * 2 + 1)
+    with open(out / "scores.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == len(scores["rows"])
+    for row in scores["rows"]:
+        blank = row["labels_per_class"] == 64
+        assert (row["balanced_accuracy"] is None) == blank == bool(row["reason"])
+        assert row["transductive"] is (row["kind"] == "pretrained")
+    assert "class0 has 12" in table and "tiny*" in table
+    by_name = {(s["encoder"], s["method"], s["labels_per_class"]): s for s in scores["summary"]}
+    for s in by_name.values():
+        assert s["mean"] is None or s["low"] - 1e-6 <= s["mean"] <= s["high"] + 1e-6
+    assert by_name["random", "linear", 2]["encoder_seeds"] == 2
+    assert by_name["texture", "linear", "all"]["mean"] > 0.9
+    mean = np.mean([r["balanced_accuracy"] for r in scores["rows"] if _curve(r) == ("texture", "linear", 2)])
+    assert by_name["texture", "linear", 2]["mean"] == pytest.approx(mean, abs=1e-5)
+    pairs = {
+        (d["encoder"], d["baseline"], d["method"], d["labels_per_class"]): d["mean"] for d in scores["differences"]
+    }
+    assert len(pairs) == 2 * 2 * 3
+    expected = by_name["tiny", "knn", 1]["mean"] - by_name["random", "knn", 1]["mean"]
+    assert pairs["tiny", "random", "knn", 1] == pytest.approx(expected, abs=1e-5)
+    check_split(scores, out)
+
+    from nanodist.encoders import Encoder
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("features were computed again")
+
+    monkeypatch.setattr(Encoder, "embed", never)
+    monkeypatch.setattr("nanodist.downstream.texture.texture_of", never)
+    first = (out / "scores.json").read_bytes()
+    assert probe(place, out, "--splits", "2", "--labels-per-class", "1,2,64") == 0
+    assert (out / "scores.json").read_bytes() == first
+
+
+def _curve(row: dict[str, object]) -> tuple[object, ...]:
+    return row["encoder"], row["method"], row["labels_per_class"]
+
+
+def check_split(scores: dict, out: Path) -> None:
+    for split in scores["splits"]:
+        assert split["validation_samples"] > 0
+        for counts in split["micrographs"].values():
+            assert counts["train"] + counts["test"] == 4 and counts["test"] == 1
+            assert counts["validation"] == [1, 1, 1]
+    tested = set(scores["splits"][0]["test_groups"])
+    with np.load(out / "embedding.npz", allow_pickle=False) as arrays:
+        assert arrays["features"].shape == (scores["splits"][0]["test_samples"], 512)
+        assert set(arrays["groups"].tolist()) == tested
+        assert all(g.startswith(f"m{c[-1]}-") for g, c in zip(arrays["groups"], arrays["labels"], strict=True))
+    assert scores["draws"][0]["labels"] == {"class0": 1, "class1": 1, "class2": 1}
+
+
+def test_a_test_store_is_the_whole_test_and_names_make_encoder_seeds(place: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    encoders = [f"pair={place / 'export7'}", f"pair={place / 'export8'}"]
+    options = ["--test-store", str(place / "test-store"), "--labels-per-class", "2,64", "--short-classes", "cap"]
+    options += ["--seeds", "2", "--resamples", "50", "--baselines", "texture"]
+    assert main(["probe", *encoders, "--store", str(place / "store"), "--out", str(out), *options]) == 0
+    scores = json.loads((out / "scores.json").read_text())
+    assert [s["test_samples"] for s in scores["splits"]] == [18]
+    assert scores["splits"][0]["train_samples"] == 48
+    capped = [r for r in scores["rows"] if r["labels_per_class"] == 64]
+    assert all(r["balanced_accuracy"] is not None and "class0 has 16" in r["reason"] for r in capped)
+    summary = {(s["encoder"], s["method"], s["labels_per_class"]): s for s in scores["summary"]}
+    assert summary["pair", "linear", 2]["encoder_seeds"] == 2
+    assert summary["pair", "linear", 2]["transductive"] is None  # pretrained on another store: not known
+    assert {e for e, _, _ in summary} == {"pair", "texture"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--labels-per-class", "1,two"], "'two' is not a whole number"),
+        (["--baselines", "imagenet"], "'imagenet' does not exist"),
+        (["--test-share", "1.5"], "--test-share is 1.5"),
+        (["--seeds", "0"], "--seeds is 0"),
+        (["--store", "{place}/unlabelled"], "has no labels"),
+        (["--store", "{place}/lone-store"], "one micrograph only"),
+        (["--test-store", "{place}/store"], "share 12 micrograph(s), such as 'm0-0'"),
+        (["{place}/nothing"], "no such folder"),
+        (["{place}/export8"], "the name 'tiny' is taken"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_leaves_nothing(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    out = tmp_path / "out"
+    assert probe(place, out, *[o.replace("{place}", str(place)) for o in options]) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error and "\n" not in error
+    assert not out.exists()
+
+
+def test_transductive_is_known_from_micrographs_before_stores() -> None:
+    def saw(kind: str, seen: dict | None) -> bool | None:
+        return transductive(FeatureSet("x", kind, 0, np.zeros((1, 1), np.float32), seen), "abc", ["m1", "m2"])  # type: ignore[arg-type]
+
+    assert saw("texture", None) is False
+    assert saw("pretrained", None) is None
+    assert saw("pretrained", {"manifest_hash": "other"}) is None
+    assert saw("pretrained", {"manifest_hash": "abc"}) is True
+    assert saw("pretrained", {"manifest_hash": "abc", "groups": ["m3"]}) is False
+    assert saw("pretrained", {"manifest_hash": "other", "groups": ["m2", "m3"]}) is True
+
+
+def test_noise_is_at_chance_however_many_micrographs_leak_would_help() -> None:
+    """Features that name the micrograph, and nothing of the class, must not score above chance on unseen ones."""
+    groups = np.repeat(np.arange(60), 6)
+    targets = encode([f"c{g % 3}" for g in groups], [f"m{g:02d}" for g in groups])
+    generator = np.random.default_rng(0)
+    features = generator.normal(size=(60, 50))[groups] + 0.1 * generator.normal(size=(360, 50))
+    scores = []
+    for number in range(4):
+        protocol = Protocol((8, "all"), seeds=2)
+        plan = plan_split(targets, split_within(targets, 0.3, 0, number), protocol)
+        outcomes = list(Prober(features, targets, plan, protocol).outcomes())
+        scores += [(o.predicted == targets.y[plan.split.test]).mean() for o in outcomes if o.predicted is not None]
+    assert abs(np.mean(scores) - 1 / 3) < 0.08
+
+
+def test_swapping_the_labels_of_the_test_changes_no_prediction() -> None:
+    """Neither the settings nor the fit see the test labels."""
+    generator = np.random.default_rng(1)
+    groups = np.repeat(np.arange(24), 4)
+    labels = groups % 3
+    features = generator.normal(size=(3, 10))[labels] + generator.normal(size=(96, 10))
+    targets = encode([f"c{c}" for c in labels], [f"m{g:02d}" for g in groups])
+    protocol = Protocol((2, 4, "all"), seeds=2)
+    plan = plan_split(targets, split_within(targets, 0.3, 0, 0), protocol)
+    before = list(Prober(features, targets, plan, protocol).outcomes())
+    targets.y[plan.split.test] = (targets.y[plan.split.test] + 1) % 3
+    after = list(Prober(features, targets, plan, protocol).outcomes())
+    for one, two in zip(before, after, strict=True):
+        assert one.setting == two.setting
+        np.testing.assert_array_equal(one.predicted, two.predicted)
+
+
+@pytest.mark.skipif(not (DATA / "tem_virus" / "meta.csv").is_file(), reason=f"no tem_virus in {DATA}")
+def test_texture_separates_some_real_viruses_on_unseen_micrographs() -> None:
+    from nanodist.downstream.texture import texture_features
+
+    wanted = ("Adenovirus", "Astrovirus", "Norovirus", "Influenza")
+    with open(DATA / "tem_virus" / "meta.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["label"] in wanted]
+    taken: dict[str, int] = {}
+    kept = []
+    for row in rows:
+        taken[row["micrograph"]] = taken.get(row["micrograph"], 0) + 1
+        kept += [row] if taken[row["micrograph"]] <= 4 else []
+    images = [np.asarray(Image.open(DATA / "tem_virus" / row["file"])) for row in kept]
+    targets = encode([row["label"] for row in kept], [row["micrograph"] for row in kept])
+    protocol = Protocol((8,), seeds=3)
+    features = texture_features(images)
+    found = []
+    for number in range(3):
+        plan = plan_split(targets, split_within(targets, 0.3, 0, number), protocol)
+        for outcome in Prober(features, targets, plan, protocol).outcomes(["linear"]):
+            found.append((outcome.predicted == targets.y[plan.split.test]).mean())
+    assert np.mean(found) > 0.5  # chance is 0.25
