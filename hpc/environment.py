@@ -172,10 +172,10 @@ def deepspeed(probe: ImportProbe | None) -> Finding:
 
 
 def compiler_available(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether torch and DeepSpeed could compile C++ code here: a C++ compiler and ninja."""
+    """Whether torch and DeepSpeed could compile C++ code here: a C++ compiler, and ninja on PATH as torch wants it."""
     path = environ.get("PATH")
     compiler = shutil.which(environ.get("CXX") or "c++", path=path) or shutil.which("g++", path=path)
-    return compiler is not None and shutil.which("ninja", path=_with_scripts(path)) is not None
+    return compiler is not None and shutil.which("ninja", path=path) is not None
 
 
 def compiler() -> Finding:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from hpc.errors import UserError
 from launch.resources import SlurmResources
 
 CLUSTERS = ("slurm", "local", "debug")
-_LOG_LINES = 15
+_LOG_LINES = 5
 
 
 def submit(
@@ -52,23 +53,28 @@ def submit(
 
 
 def wait(job: Any) -> str | None:
-    """Wait for the end of a job; ``None`` if it succeeded, else why not, with the tail of its log."""
+    """Wait for the end of a job; ``None`` if it succeeded, else why not, and what its processes last said."""
     # A debug job would open a debugger on an error in results(), but not in exception().
     error = job.exception()
     if error is None:
         return None
-    text = str(error).strip() or type(error).__name__
-    logs = [path for path in _logs(job) if path.exists()]
-    return "\n".join([text, *(f"--- {path}\n{_tail(path)}" for path in logs)])
+    said = dict.fromkeys(line for rank in range(job.num_tasks) for line in _last_words(job, rank))
+    return "\n".join([_reason(str(error)) or type(error).__name__, *said])
 
 
-def _logs(job: Any) -> list[Path]:
-    """Standard error of the job's processes, rank 0 first."""
-    return [job.paths.folder / f"{job.job_id}_{rank}_log.err" for rank in range(job.num_tasks)]
+def _reason(text: str) -> str:
+    """The exception at the end of the trace that submitit's error quotes, or its first line."""
+    raised = re.findall(r"^[\w.]*(?:Error|Exit|Exception|Interrupt)\b.*", text, flags=re.MULTILINE)
+    return raised[-1] if raised else text.strip().partition("\n")[0]
 
 
-def _tail(path: Path) -> str:
-    return "\n".join(path.read_text(errors="replace").splitlines()[-_LOG_LINES:])
+def _last_words(job: Any, rank: int) -> list[str]:
+    """The last lines that a process wrote to standard error before the trace."""
+    path = job.paths.folder / f"{job.job_id}_{rank}_log.err"
+    if not path.exists():
+        return []
+    words = path.read_text(errors="replace").partition("Traceback (most recent call last)")[0]
+    return [line for line in words.splitlines() if line.strip() and not line.startswith("submitit ")][-_LOG_LINES:]
 
 
 def announce(job: Any, folder: str | Path) -> None:

@@ -39,8 +39,9 @@ class EncoderSpec:
         mean, std: of the pixels, on the scale where black is 0 and full scale (255 or 65535) is 1.
         normalise: ``"store"`` subtracts ``mean`` and divides by ``std``; ``"image"`` uses each image's own mean and
             standard deviation, so that exposure does not matter, and then ``mean`` and ``std`` are not used.
-        embed_crop_px: side of the central square of an image that is embedded, before ``embed_scale``; 0 takes all.
-        embed_scale: factor by which an image is resized before it is embedded (the mean scale of the training views).
+        embed_crop_px: side of the central square of an image that is embedded, before it is reduced; 0 takes all.
+        embed_reduce: images are averaged over squares of this many pixels a side before anything else.
+        embed_scale: factor by which they are resized after that (the mean scale of the training views).
         pooling: which feature stages are averaged over the image and joined: the last, the last two, or all.
         dihedral: average the embedding over the eight rotations and reflections of the image.
     """
@@ -50,6 +51,7 @@ class EncoderSpec:
     mean: float
     std: float
     normalise: Literal["store", "image"] = "store"
+    embed_reduce: int = 1
     embed_scale: float = 1.0
     embed_crop_px: int = 0
     pooling: Pooling = "last"
@@ -127,6 +129,8 @@ class Encoder:
         if side:
             top, left = (max(0, (extent - side) // 2) for extent in images.shape[-2:])
             images = images[..., top : top + side, left : left + side]
+        if self.spec.embed_reduce > 1:
+            images = nn.functional.avg_pool2d(images, self.spec.embed_reduce)
         if self.spec.embed_scale != 1.0:
             images = nn.functional.interpolate(
                 images, scale_factor=self.spec.embed_scale, mode="bilinear", antialias=True, align_corners=False

@@ -1,4 +1,4 @@
-"""A pool of real gloo processes that tests run their ranks in; spawned once a session, since importing torch is slow."""
+"""A pool of real gloo processes for the ranks of tests; spawned once a session, since importing torch is slow."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ def _trained(module: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def _slots(states: dict[Any, dict[str, Any]]) -> list[str]:
-    """Names of the optimizer's tensors a parameter, such as ``exp_avg``; scalars such as ``step`` are not among them."""
+    """Names of the optimizer's tensors a parameter, such as ``exp_avg``; scalars such as ``step`` are left out."""
     names = {k for state in states.values() for k, v in state.items() if torch.is_tensor(v) and v.dim() > 0}
     return sorted(names)
 

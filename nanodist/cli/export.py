@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +42,29 @@ def run(args: argparse.Namespace) -> int:
 def card_of(run_dir: Path, encoder: Any, name: str = "", license_name: str = "", data_note: str = "") -> dict[str, Any]:
     """The facts of the model card, from the files of a run (an export or a lone checkpoint has fewer)."""
     from nanodist.export.card import facts
-    from nanodist.report.collect import read_probe, read_run
+    from nanodist.report.collect import read_run
 
     recipe: dict[str, Any] = {}
     info: dict[str, Any] = {}
-    scores: list[dict[str, Any]] = []
     if (run_dir / "recipe.yaml").is_file():
         found = read_run(run_dir)
         recipe, info = found.recipe, found.info
-    if (run_dir / "probe" / "scores.json").is_file():
-        scores = read_probe(run_dir / "probe").summary
+    scores = scores_of(run_dir, encoder.name)
     return facts(name or encoder.name, recipe, info, encoder.seen, scores, license_name, data_note)
+
+
+def scores_of(run_dir: Path, encoder: str) -> list[dict[str, Any]]:
+    """The scores of ``encoder`` and of the baselines in RUN/probe, unless a later checkpoint made them stale."""
+    from hpc.checkpoint.files import latest_checkpoint
+    from nanodist.report.collect import read_probe
+
+    file = run_dir / "probe" / "scores.json"
+    if not file.is_file():
+        return []
+    if file.stat().st_mtime < latest_checkpoint(run_dir / "checkpoints").stat().st_mtime:
+        print(
+            f"{file} is older than the checkpoint, so the card leaves it out: run 'nanodist probe' again",
+            file=sys.stderr,
+        )
+        return []
+    return [row for row in read_probe(file).summary if row.get("kind") != "pretrained" or row.get("encoder") == encoder]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -222,7 +222,7 @@ def write(
         "schema": 1,
         "store": {"name": dataset.parts[0].store.path.name, "manifest_hash": dataset.parts[0].store.manifest_hash},
         "test_store": {"name": dataset.test_store.path.name, "manifest_hash": dataset.test_store.manifest_hash},
-        "transductive": any(row["transductive"] for row in summary),
+        "transductive": _any(row["transductive"] for row in summary),
         "chance": 1.0 / len(np.unique(targets.y[plans[0].split.test])),
         "classes": list(targets.classes),
         "samples": len(targets.y),
@@ -269,6 +269,12 @@ def _text(document: dict[str, Any], summary: list[dict[str, Any]], args: argpars
     reasons = {row["labels_per_class"]: row["reason"] for row in summary if row["reason"]}
     lines += [f"{budget} labels: {reason}" for budget, reason in reasons.items()]
     return "\n".join([*lines, f"{args.out / 'scores.json'}"])
+
+
+def _any(flags: Iterable[bool | None]) -> bool | None:
+    """True where one is, else ``None`` (not known) where one is."""
+    every = set(flags)
+    return True if True in every else None if None in every else False
 
 
 def _versions() -> dict[str, str]:

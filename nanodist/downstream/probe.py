@@ -37,6 +37,7 @@ CS = (0.1, 1.0, 10.0, 100.0, 1000.0)
 KS = (1, 3, 5, 9, 15, 25)
 WHITENING_FLOOR = 0.1
 CLIP = 8.0
+TUNING_TOLERANCE = 2e-4  # settings differ by factors of ten; their scores are settled long before the weights
 
 
 @dataclass(frozen=True)
@@ -213,12 +214,14 @@ class Prober:
         for tuning in rounds:
             samples = first(tuning.orders, budget)
             truth = self._targets.y[tuning.validation]
-            predicted = self._predict(method, samples, tuning.validation, settings)
+            predicted = self._predict(method, samples, tuning.validation, settings, TUNING_TOLERANCE)
             scores += [balanced_accuracy(confusion_matrix(truth, p, len(self._targets.classes))) for p in predicted]
         best = int(np.argmax(np.round(scores, 9)))
         return settings[best], float(scores[best] / len(rounds))
 
-    def _predict(self, method: str, samples: I64, asked: I64, settings: Sequence[Setting]) -> I64:
+    def _predict(
+        self, method: str, samples: I64, asked: I64, settings: Sequence[Setting], tolerance: float = 1e-5
+    ) -> I64:
         """Classes (len(settings), m) of the samples ``asked`` from the labels of ``samples``."""
         y, classes = self._targets.y[samples], len(self._targets.classes)
         out = np.zeros((len(settings), len(asked)), np.int64)
@@ -227,7 +230,7 @@ class Prober:
             values = [settings[i][1] for i in places]
             if method == "linear":
                 rows = self._spaces[transform]
-                out[places] = SoftmaxRegression(rows[samples], y, classes).predict(rows[asked], values)
+                out[places] = SoftmaxRegression(rows[samples], y, classes, tolerance).predict(rows[asked], values)
             else:
                 rows = self._units[transform]
                 ks = [min(int(k), len(samples)) for k in values]

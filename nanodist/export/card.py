@@ -236,9 +236,15 @@ def _scores(card: Mapping[str, Any]) -> str:
     for row in rows:
         low, high = row.get("low"), row.get("high")
         interval = "" if low is None or high is None else f"{low:.3f} to {high:.3f}"
-        cells = (row.get("encoder"), row.get("method"), row.get("labels_per_class"), f"{row['mean']:.3f}", interval)
+        name = str(row.get("encoder")) + {True: " \\*", None: " ?"}.get(row.get("transductive", False), "")
+        cells = (name, row.get("method"), row.get("labels_per_class"), f"{row['mean']:.3f}", interval)
         lines.append("| " + " | ".join(_line(cell) for cell in cells) + " |\n")
-    return "## Scores\n\nFrozen features, split by micrograph.\n\n" + head + "".join(lines) + "\n"
+    notes = ""
+    if any(row.get("transductive") for row in rows):
+        notes += "\n\\* Transductive: pretraining saw the test micrographs, without their labels.\n"
+    if any(row.get("transductive", False) is None for row in rows):
+        notes += "\n? It is not known whether pretraining saw the test micrographs.\n"
+    return "## Scores\n\nFrozen features, split by micrograph.\n\n" + head + "".join(lines) + notes + "\n"
 
 
 def _recipe(card: Mapping[str, Any]) -> str:

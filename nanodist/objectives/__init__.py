@@ -25,8 +25,11 @@ class ObjectiveConfig:
     redundancy_weight: float = option(0.0051, "Barlow Twins: weight of the off-diagonal terms.", low=0.0)
 
 
-def build_objective(config: ObjectiveConfig) -> Callable[[Tensor, Tensor, Group], Tensor]:
-    """The loss of ``config`` as a function of (a, b, group)."""
+def build_objective(config: ObjectiveConfig) -> Callable[[Tensor, Tensor, Group, Tensor | None], Tensor]:
+    """The loss of ``config`` as a function of (a, b, group, kin).
+
+    ``kin`` (n,) numbers samples that must not be told apart; Barlow Twins tells no samples apart.
+    """
     if config.name == "simclr":
-        return lambda a, b, group: nt_xent(a, b, config.temperature, group)
-    return lambda a, b, group: barlow_twins(a, b, config.redundancy_weight, group)
+        return lambda a, b, group, kin: nt_xent(a, b, config.temperature, group, kin)
+    return lambda a, b, group, kin: barlow_twins(a, b, config.redundancy_weight, group)

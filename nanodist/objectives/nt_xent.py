@@ -9,7 +9,7 @@ from torch.nn.functional import normalize
 from hpc.collectives import Group, gather_rows, group_rank, group_size, sum_of_shares
 
 
-def nt_xent(a: Tensor, b: Tensor, temperature: float, group: Group = None) -> Tensor:
+def nt_xent(a: Tensor, b: Tensor, temperature: float, group: Group = None, kin: Tensor | None = None) -> Tensor:
     """Normalised temperature-scaled cross entropy over 2N views (Chen et al. 2020, eq. 1).
 
     For each of the 2N views of the global batch, its partner has to be told from the other 2N - 2 views by cosine
@@ -20,6 +20,8 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float, group: Group = None) -> Te
         a, b: projections (n, d) of the two views of this rank's samples, row i of one sample; any scale.
         temperature: divides the cosine similarities; must be positive.
         group: process group over which the batch is spread; ``None`` for one process.
+        kin: (n,) integers; views of samples with equal numbers are not held against each other, as they may well
+            show the same thing (tiles of one micrograph). ``None``: every other sample is a negative.
 
     Returns:
         The loss of the global batch, the same on every rank; gradients follow :mod:`hpc.collectives`.
@@ -33,7 +35,13 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float, group: Group = None) -> Te
     # Row i of view a has itself in column first + i, row i of view b in column N + first + i.
     rows = torch.arange(2 * n, device=a.device)
     itself = rows % n + group_rank(group) * n + total * (rows >= n)
-    logits = logits.index_put((rows, itself), logits.new_full((), float("-inf")))
+    left_out = torch.zeros_like(logits, dtype=torch.bool)
+    if kin is not None:
+        own_kin, all_kin = kin.repeat(2), gather_rows(kin, group).repeat(2)
+        left_out = own_kin[:, None] == all_kin[None]
+        left_out[rows, (itself + total) % (2 * total)] = False
+    left_out[rows, itself] = True
+    logits = logits.masked_fill(left_out, float("-inf"))
     positive = (a * b).sum(1) / temperature
     share = logits.logsumexp(1).sum() - 2 * positive.sum()
     return sum_of_shares(share, group) / (2 * total)

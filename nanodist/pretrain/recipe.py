@@ -23,6 +23,10 @@ class DataConfig:
     """The section ``data``. The store enters the fingerprint by the hash of its manifest, not by its path."""
 
     store: str = option("", "Folder of a store that nanodist pack wrote.", how=True)
+    positives: Literal["image", "group"] = option(
+        "image", "What two views show: one tile, or two tiles of one group (micrograph), which then are no negatives."
+    )
+    cache_mb: int = option(2048, "Memory a rank for decoded tiles; a store that fits is decoded once.", low=0, how=True)
     workers: int = option(1, "Threads a rank that read ahead; 0 reads in the training thread.", low=0, how=True)
     read_ahead: int = option(2, "Batches that are read ahead.", low=1, how=True)
 
@@ -99,6 +103,11 @@ class PretrainRecipe:
         """Samples of one view a BatchNorm group."""
         return self.train.bn_group_size or self.train.global_batch_size
 
+    def check(self) -> None:
+        """Raise ``ValueError`` where sections do not fit each other."""
+        if self.views.size_px * self.views.reduce > 2 * self.views.crop_px[1]:
+            raise ValueError("views.reduce leaves fewer pixels in a crop than half of views.size_px")
+
     def encoder_spec(self, mean: float, std: float) -> EncoderSpec:
         """How images are embedded: at the mean scale of the views, as the trunk saw them."""
         low, high = self.views.crop_px
@@ -109,7 +118,8 @@ class PretrainRecipe:
             mean=mean,
             std=std,
             normalise=self.encoder.normalise,
-            embed_scale=self.views.size_px / (low * high) ** 0.5,
+            embed_reduce=self.views.reduce,
+            embed_scale=round(self.views.size_px * self.views.reduce / (low * high) ** 0.5, 3),
             embed_crop_px=self.encoder.embed_crop_px,
             pooling=self.encoder.pooling,
             dihedral=self.encoder.dihedral,

@@ -19,8 +19,8 @@ from nanodist.objectives import build_objective
 from nanodist.objectives.collapse import collapse_measures
 from nanodist.pretrain.model import build_model
 from nanodist.pretrain.recipe import PretrainRecipe
-from nanodist.shards import Batch, Loader, Order, Store
-from nanodist.views import make_views
+from nanodist.shards import Batch, GroupPartners, Loader, Order, Store
+from nanodist.views import make_view
 
 VERSION = 1
 MOST_GROUPS = 20_000
@@ -52,6 +52,7 @@ class PretrainTask:
         statistics = store.manifest.statistics
         self.spec: EncoderSpec = recipe.encoder_spec(float(statistics["mean"]), float(statistics["std"]))
         self.module: nn.Module = build_model(recipe, self.spec, layout)
+        self.partners = GroupPartners(store, recipe.seed) if recipe.data.positives == "group" else None
         self.objective = build_objective(recipe.objective)
 
     def batches(self, start_step: int) -> Iterator[Batch]:
@@ -59,7 +60,15 @@ class PretrainTask:
         order = Order(len(self.store), self.recipe.seed, self.recipe.train.global_batch_size)
         data, here = self.recipe.data, self.topology
         loader = Loader(
-            self.store, order, here.rank, here.world_size, data.workers, data.read_ahead, start_step=start_step
+            self.store,
+            order,
+            here.rank,
+            here.world_size,
+            data.workers,
+            data.read_ahead,
+            start_step,
+            self.partners,
+            data.cache_mb,
         )
         try:
             yield from loader
@@ -68,8 +77,14 @@ class PretrainTask:
 
     def views(self, batch: Batch) -> Tensor:
         """Views (2, n, 1, S, S) in [0, 1] of a batch, on the device."""
-        tiles = torch.from_numpy(batch.images).to(self.device, non_blocking=True)
-        return make_views(tiles, self.recipe.views, self.recipe.seed, batch.epochs.tolist(), batch.keys)
+        second = batch.images if batch.partners is None else batch.partners
+        views = []
+        for number, images in enumerate((batch.images, second)):
+            tiles = torch.from_numpy(images).to(self.device, non_blocking=True)
+            views.append(
+                make_view(tiles, self.recipe.views, self.recipe.seed, batch.epochs.tolist(), batch.keys, number)
+            )
+        return torch.stack(views)
 
     def forward(self, model: Callable[..., Any], batch: Batch) -> dict[str, Tensor]:
         """Projections ``a`` and ``b`` (n, d) of this rank's samples."""
@@ -78,7 +93,10 @@ class PretrainTask:
 
     def loss(self, outputs: dict[str, Tensor], batch: Batch) -> Tensor:
         """The objective over the global batch."""
-        return self.objective(outputs["a"], outputs["b"], self.group)
+        kin = None
+        if self.partners is not None:
+            kin = torch.from_numpy(self.partners.group_of[batch.indices]).to(self.device)
+        return self.objective(outputs["a"], outputs["b"], self.group, kin)
 
     def after_step(self) -> None:
         """Running statistics of BatchNorm move."""

@@ -157,7 +157,9 @@ def _gain(row: dict[str, Any] | None) -> Markup:
     clear = low is not None and high is not None and (low > 0 or high < 0)
     interval = "" if low is None or high is None else f"{low:+.2f} to {high:+.2f}"
     mark = ' class="best"' if clear else ""
-    return Markup(f'<span{mark}>{row["mean"]:+.3f}</span><span class="interval">{interval}</span>')
+    return Markup(
+        f'<span{mark}>{row["mean"]:+.3f}</span><span class="interval">{interval}</span>'.replace("-0.", "\u22120.")
+    )
 
 
 def _remarks(probe: Probe) -> str:

@@ -78,8 +78,9 @@ def epochs(run: Run) -> str | None:
 
 
 def store_hash(run: Run) -> Any:
-    """The hash of the store's manifest as ``run.json`` keeps it."""
-    return run.value("what.inputs.store")
+    """The first sixteen digits of the hash of the store's manifest."""
+    found = run.value("what.inputs.store")
+    return None if found is None else str(found)[:16]
 
 
 def hosts(run: Run) -> str | None:

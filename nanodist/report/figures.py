@@ -112,6 +112,7 @@ def _draw(ax: Axes, panel: Panel) -> None:
             ax.fill_between(x, line.low, line.high, color=colour(line.order), alpha=0.16, lw=0)
     ax.set_title(panel.title, loc="left")
     ax.set_xlabel(panel.x_label)
+    ax.yaxis.set_major_formatter(lambda value, _: tick(value))
     ax.grid(True, axis="y")
     if panel.floor is not None:
         ax.set_ylim(panel.floor, panel.ceiling)
@@ -123,6 +124,15 @@ def _draw(ax: Axes, panel: Panel) -> None:
         ax.set_xscale("log", base=2)
         ax.set_xticks([p for p, _ in panel.ticks], [t for _, t in panel.ticks])
         ax.minorticks_off()
+
+
+def tick(value: float) -> str:
+    """A short tick label: ``0.25``, ``1200``, ``5e-5``, with a true minus sign."""
+    text = f"{value:.4g}"
+    if 0 < abs(value) < 0.01:
+        mantissa, exponent = f"{value:.2e}".split("e")
+        text = f"{float(mantissa):g}e{int(exponent)}"
+    return text.replace("-", "\u2212")
 
 
 def embedding_map(features: npt.NDArray[np.float32], labels: Sequence[str]) -> tuple[bytes, str]:

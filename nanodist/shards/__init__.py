@@ -6,12 +6,14 @@ from nanodist.shards.loader import Batch, Loader
 from nanodist.shards.manifest import Manifest
 from nanodist.shards.order import Order
 from nanodist.shards.pack import pack
+from nanodist.shards.partners import GroupPartners
 from nanodist.shards.store import Store
 from nanodist.shards.verify import Fault, verify
 
 __all__ = [
     "Batch",
     "Fault",
+    "GroupPartners",
     "Loader",
     "Manifest",
     "Order",

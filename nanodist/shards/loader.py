@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +30,7 @@ class Batch:
         indices: (n,) number of each sample in the store.
         keys: of the samples.
         images: (n, H, W) uint8 or uint16.
+        partners: (n, H, W), another tile for each sample where the loader was given a choice of partners.
         wait_seconds: how long the consumer waited for it.
     """
 
@@ -38,6 +39,7 @@ class Batch:
     indices: I64
     keys: list[str]
     images: npt.NDArray[Any]
+    partners: npt.NDArray[Any] | None
     wait_seconds: float
 
 
@@ -55,6 +57,8 @@ class Loader:
         workers: threads that read and decode (decoding lets go of the interpreter); 0 reads as batches are asked for.
         read_ahead: batches that threads have in work before they are asked for.
         start_step: the first batch.
+        partners: gives for (epochs, indices) the number of a second tile of each sample; a pure function.
+        cache_mb: decoded tiles are kept in memory up to this size, so that a small store is decoded once.
 
     Raises:
         UserError: tiles of different sizes, an order over another number of samples, or an illegal world size.
@@ -69,6 +73,8 @@ class Loader:
         workers: int = 0,
         read_ahead: int = 2,
         start_step: int = 0,
+        partners: Callable[[I64, I64], I64] | None = None,
+        cache_mb: int = 0,
     ) -> None:
         _check_world(order.global_batch_size, rank, world_size)
         if order.samples_total != len(store):
@@ -80,6 +86,10 @@ class Loader:
         self.workers, self.read_ahead = workers, read_ahead
         self._tile = _one_size(store)
         self._step = start_step
+        self._partners = partners
+        self._cache: dict[int, npt.NDArray[Any]] = {}
+        tile_bytes = self._tile[0] * self._tile[1] * store.dtype.itemsize
+        self._cached_most = (cache_mb << 20) // tile_bytes
         self._pool = ThreadPoolExecutor(workers, "nanodist-loader") if workers else None
         self._ahead: deque[_Pending] = deque()
 
@@ -96,13 +106,15 @@ class Loader:
         begun = time.perf_counter()
         if self._pool is None:
             pending = self._begin(self._step)
-            self._fill(pending, 0, self.size)
+            self._fill(pending, 0, len(pending.reads))
         else:
             pending = self._from_ahead(self._pool)
         self._step += 1
         keys = [self.store.keys[i] for i in pending.indices]
         waited = time.perf_counter() - begun
-        return Batch(pending.step, pending.epochs, pending.indices, keys, pending.images, waited)
+        images = pending.images
+        partners = images[self.size :] if len(images) > self.size else None
+        return Batch(pending.step, pending.epochs, pending.indices, keys, images[: self.size], partners, waited)
 
     def state_dict(self) -> dict[str, int]:
         """The next step: it does not depend on ranks, workers or what was read ahead."""
@@ -134,17 +146,28 @@ class Loader:
     def _begin(self, step: int) -> _Pending:
         epochs, indices = self.order.arrays(step)
         mine = slice(self.rank * self.size, (self.rank + 1) * self.size)
-        images = np.empty((self.size, *self._tile), self.store.dtype)
-        return _Pending(step, epochs[mine].copy(), indices[mine].copy(), images, [])
+        epochs, indices = epochs[mine].copy(), indices[mine].copy()
+        reads = indices if self._partners is None else np.concatenate([indices, self._partners(epochs, indices)])
+        images = np.empty((len(reads), *self._tile), self.store.dtype)
+        return _Pending(step, epochs, indices, reads, images, [])
 
     def _fill(self, pending: _Pending, start: int, stop: int) -> None:
         for place in range(start, stop):
-            pending.images[place] = self.store.read(int(pending.indices[place]))
+            pending.images[place] = self._read(int(pending.reads[place]))
+
+    def _read(self, i: int) -> npt.NDArray[Any]:
+        tile = self._cache.get(i)
+        if tile is None:
+            tile = self.store.read(i)
+            if len(self._cache) < self._cached_most:
+                self._cache[i] = tile
+        return tile
 
     def _from_ahead(self, pool: ThreadPoolExecutor) -> _Pending:
         while len(self._ahead) < self.read_ahead + 1:
             pending = self._begin(self._step + len(self._ahead))
-            cuts = np.linspace(0, self.size, min(self.workers, self.size) + 1).astype(int).tolist()
+            count = len(pending.reads)
+            cuts = np.linspace(0, count, min(self.workers, count) + 1).astype(int).tolist()
             for start, stop in itertools.pairwise(cuts):
                 pending.parts.append(pool.submit(self._fill, pending, start, stop))
             self._ahead.append(pending)
@@ -169,6 +192,7 @@ class _Pending:
     step: int
     epochs: I64
     indices: I64
+    reads: I64
     images: npt.NDArray[Any]
     parts: list[Future[None]]
 

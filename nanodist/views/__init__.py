@@ -11,14 +11,14 @@ from nanodist.views.apply import apply
 from nanodist.views.config import ViewsConfig
 from nanodist.views.parameters import ViewParameters, draw
 
-__all__ = ["ViewParameters", "ViewsConfig", "apply", "draw", "make_views"]
+__all__ = ["ViewParameters", "ViewsConfig", "apply", "draw", "make_view", "unit_tiles"]
 
 
 @torch.no_grad()
-def make_views(
-    tiles: Tensor, config: ViewsConfig, seed: int, epochs: Sequence[int], keys: Sequence[str], count: int = 2
+def make_view(
+    tiles: Tensor, config: ViewsConfig, seed: int, epochs: Sequence[int], keys: Sequence[str], view: int
 ) -> Tensor:
-    """``count`` views (count, n, 1, size_px, size_px) in [0, 1] of ``tiles`` (n, H, W), uint8 or uint16.
+    """One view (n, 1, size_px, size_px) in [0, 1] of each of ``tiles`` (n, H, W), uint8 or uint16.
 
     Args:
         tiles: on the device where the views are wanted.
@@ -26,10 +26,15 @@ def make_views(
         seed: of the run.
         epochs: the epoch of each sample; the same sample looks different in the next one.
         keys: the sample ids.
-        count: number of views.
+        view: number of the view.
     """
+    height, width = tiles.shape[-2:]
+    drawn = draw(config, seed, epochs, keys, view, height, width)
+    return apply(unit_tiles(tiles, config), drawn, config)
+
+
+def unit_tiles(tiles: Tensor, config: ViewsConfig) -> Tensor:
+    """Tiles (n, H, W), uint8 or uint16, as (n, 1, H / reduce, W / reduce) float32 in [0, 1]."""
     full_scale = 255.0 if tiles.dtype == torch.uint8 else 65535.0
     unit = (tiles.to(torch.float32) / full_scale).unsqueeze(1)
-    height, width = tiles.shape[-2:]
-    drawn = (draw(config, seed, epochs, keys, view, height, width) for view in range(count))
-    return torch.stack([apply(unit, parameters, config) for parameters in drawn])
+    return unit if config.reduce == 1 else torch.nn.functional.avg_pool2d(unit, config.reduce)

@@ -14,7 +14,7 @@ from nanodist.views.parameters import ViewParameters
 
 
 def apply(tiles: Tensor, parameters: ViewParameters, config: ViewsConfig) -> Tensor:
-    """Views (n, 1, size_px, size_px) float32 in [0, 1] of ``tiles`` (n, 1, H, W) float32 in [0, 1].
+    """Views (n, 1, size_px, size_px) float32 in [0, 1] of ``tiles`` (n, 1, H, W) float32 in [0, 1], reduced already.
 
     kornia's own random classes ignore a generator that is handed to them, so the numbers come from
     :func:`nanodist.views.parameters.draw` and only its functional operators are used.
@@ -61,12 +61,14 @@ def _warp(tiles: Tensor, matrix: Tensor, config: ViewsConfig) -> Tensor:
     from kornia.geometry.transform import warp_affine
 
     # Bilinear sampling of a crop that shrinks would alias; so it is drawn finer and averaged.
-    finer = max(1, math.ceil(config.crop_px[1] / config.size_px - 0.25))
+    finer = max(1, math.ceil(config.crop_px[1] / config.size_px / config.reduce - 0.25))
     size = config.size_px * finer
     # From centres of fine pixels to centres of view pixels, then to the tile.
     scale = matrix.new_tensor([[1 / finer, 0, 0.5 / finer - 0.5], [0, 1 / finer, 0.5 / finer - 0.5], [0, 0, 1]])
     bottom = matrix.new_tensor([[[0.0, 0.0, 1.0]]]).expand(len(matrix), 1, 3)
-    to_tile = torch.cat([matrix, bottom], 1) @ scale
+    r = config.reduce
+    to_reduced = matrix.new_tensor([[1 / r, 0, 0.5 / r - 0.5], [0, 1 / r, 0.5 / r - 0.5], [0, 0, 1]])
+    to_tile = to_reduced @ torch.cat([matrix, bottom], 1) @ scale
     # kornia wants the way from the source to the result; inverted in float64 so that no pixel shifts.
     forward = torch.linalg.inv(to_tile)[:, :2].to(tiles.device, torch.float32)
     views = warp_affine(tiles, forward, (size, size), "bilinear", "reflection", align_corners=True)

@@ -13,7 +13,7 @@ from hpc import atomic
 from hpc.seeding import permutation
 from nanodist.pixels import to_unit
 from nanodist.shards import Store
-from nanodist.views import ViewsConfig, make_views
+from nanodist.views import ViewsConfig, make_view
 
 
 def write_view_sheet(
@@ -42,8 +42,8 @@ def write_view_sheet(
     columns = []
     for i in chosen:
         tile = store.read(i)
-        views = make_views(torch.tensor(tile[None]), config, seed, [epoch], [store.keys[i]])
-        cells = [_resized(to_unit(tile), config.size_px), *(view[0, 0].numpy() for view in views)]
+        both = (make_view(torch.tensor(tile[None]), config, seed, [epoch], [store.keys[i]], view) for view in (0, 1))
+        cells = [_resized(to_unit(tile), config.size_px), *(view[0, 0].numpy() for view in both)]
         columns.append(np.concatenate([np.pad(cell, 2, constant_values=1.0) for cell in cells]))
     sheet = (np.concatenate(columns, axis=1) * 255).round().astype(np.uint8)
     buffer = io.BytesIO()

@@ -32,10 +32,9 @@ def _reference(group_size):
     net, x = _net(), _images()
     parts, running = [], []
     for part in x.split(group_size):
-        net[1].reset_running_stats()
-        net[5].reset_running_stats()
-        parts.append(net(part))
-        running.append({k: v.clone() for k, v in net.state_dict().items() if "running" in k})
+        buffers = {k: v.clone() for k, v in net.named_buffers()}
+        parts.append(torch.func.functional_call(net, buffers, (part,)))
+        running.append({k: v for k, v in buffers.items() if "running" in k})
     y = torch.cat(parts)
     y.pow(3).sum().backward()
     mean = {k: torch.stack([r[k] for r in running]).mean(0) for k in running[0]}

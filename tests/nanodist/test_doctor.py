@@ -8,6 +8,7 @@ import pytest
 
 from hpc import environment
 from hpc.environment import Finding
+from hpc.topology import EXPLICIT, MARK, RENDEZVOUS
 from nanodist.cli import doctor, main
 
 ROOT = Path(__file__).parents[2]
@@ -16,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(autouse=True)
 def plain_start(monkeypatch):
     for name in list(os.environ):
-        if name.startswith(("SLURM", "PMI", "OMPI")) or name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR"):
+        if name.startswith(("SLURM", "PMI", "OMPI")) or name in (*EXPLICIT, *RENDEZVOUS, "LOCAL_WORLD_SIZE", MARK):
             monkeypatch.delenv(name)
 
 

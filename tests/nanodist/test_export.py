@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -15,8 +16,10 @@ import timm
 import torch
 import yaml
 
+from hpc.checkpoint.files import write
 from hpc.errors import UserError
 from nanodist import cli
+from nanodist.cli.export import scores_of
 from nanodist.encoders import Encoder, EncoderSpec, create_trunk, load_encoder, random_encoder
 from nanodist.export import weights
 from nanodist.export.card import facts, without_paths
@@ -219,6 +222,31 @@ def test_card_with_licence_data_and_scores(tmp_path):
     assert yaml.safe_load(text.split("---")[1])["license"] == "cc-by-4.0"
     assert "| virus | linear | 8 | 0.470 | 0.440 to 0.500 |" in text and "| 80 |" not in text
     assert "TEM viruses" in text and "No licence" not in text
+
+
+def test_card_marks_transductive_scores(tmp_path):
+    row = {"encoder": "virus", "method": "linear", "labels_per_class": 8, "mean": 0.5, "low": None, "high": None}
+    said = card(scores=[{**row, "transductive": True}, {**row, "encoder": "older", "transductive": None}])
+    text = (export_timm(trained(), tmp_path / "virus", said) / "README.md").read_text()
+    assert "| virus \\* |" in text and "saw the test micrographs, without" in text
+    assert "| older ? |" in text and "not known whether" in text
+
+
+@pytest.mark.parametrize("stale", [False, True])
+def test_scores_of_the_run_unless_stale(tmp_path, stale, capsys):
+    (tmp_path / "run").mkdir()
+    checkpoint = write(
+        tmp_path / "run" / "checkpoints", 40, {"model": {"trunk.weight": torch.ones(2)}}, {"task": {}}, 2
+    )
+    probe = tmp_path / "run" / "probe" / "scores.json"
+    probe.parent.mkdir()
+    rows = [("virus", "pretrained"), ("other", "pretrained"), ("texture", "texture")]
+    probe.write_text(json.dumps({"summary": [{"encoder": name, "kind": kind} for name, kind in rows]}))
+    now = checkpoint.stat().st_mtime
+    os.utime(probe, (now, now + (-10 if stale else 10)))
+    found = scores_of(tmp_path / "run", "virus")
+    assert [row["encoder"] for row in found] == ([] if stale else ["virus", "texture"])
+    assert ("older than the checkpoint" in capsys.readouterr().err) == stale
 
 
 def test_a_hostile_name_stays_text(tmp_path):

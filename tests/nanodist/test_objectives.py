@@ -31,6 +31,17 @@ def original_nt_xent(a, b, temperature):
     return total / (2 * N)
 
 
+def original_nt_xent_without_kin(a, b, temperature, kin):
+    z = torch.cat([normalize(a, dim=1), normalize(b, dim=1)])
+    total = z.new_zeros(())
+    for i in range(2 * N):
+        partner = (i + N) % (2 * N)
+        others = [k for k in range(2 * N) if k == partner or kin[k % N] != kin[i % N]]
+        logits = torch.stack([z[i] @ z[k] / temperature for k in others])
+        total = total + cross_entropy(logits[None], torch.tensor([others.index(partner)]))
+    return total / (2 * N)
+
+
 def original_barlow_twins(a, b, weight):
     """Zbontar et al. 2021, with torch's BatchNorm for the normalisation, as their code has it."""
     norm = torch.nn.BatchNorm1d(D, affine=False).to(a.dtype)
@@ -40,7 +51,19 @@ def original_barlow_twins(a, b, weight):
     return on + weight * off
 
 
+KIN = torch.arange(N) % 5
+
+
+def _kin(a, group):
+    first = 0 if group is None else torch.distributed.get_rank(group) * len(a)
+    return KIN[first : first + len(a)]
+
+
 FORMS = {
+    "simclr_kin": (
+        lambda a, b, g: nt_xent(a, b, 0.2, g, _kin(a, g)),
+        lambda a, b: original_nt_xent_without_kin(a, b, 0.2, KIN),
+    ),
     "simclr": (lambda a, b, g: nt_xent(a, b, 0.2, g), lambda a, b: original_nt_xent(a, b, 0.2)),
     "barlow_twins": (lambda a, b, g: barlow_twins(a, b, 0.0051, g), lambda a, b: original_barlow_twins(a, b, 0.0051)),
 }
@@ -82,9 +105,9 @@ def test_statistics_per_rank_would_be_seen():
 def test_bf16_is_computed_in_fp32():
     a, b = (x.bfloat16() for x in _projections(torch.float64))
     for config in (ObjectiveConfig(), ObjectiveConfig(name="barlow_twins")):
-        loss = build_objective(config)(a, b, None)
+        loss = build_objective(config)(a, b, None, None)
         assert loss.dtype == torch.float32
-        torch.testing.assert_close(loss, build_objective(config)(a.float(), b.float(), None))
+        torch.testing.assert_close(loss, build_objective(config)(a.float(), b.float(), None, None))
 
 
 def test_collapse_is_seen():

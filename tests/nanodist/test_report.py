@@ -325,6 +325,11 @@ def test_projection(count, method):
         assert np.array_equal(points, figures.project(features)[0])
 
 
+def test_ticks_are_short():
+    shown = [figures.tick(v) for v in (0.0, 0.25, 1200.0, 0.00005, -0.000125, -3.5)]
+    assert shown == ["0", "0.25", "1200", "5e\u22125", "\u22121.25e\u22124", "\u22123.5"]
+
+
 def test_thin_keeps_the_mean():
     x = np.arange(1003.0)
     fewer, means = figures.thin(x, x**2, 100)
