@@ -25,6 +25,7 @@ from hpc.errors import UserError
 from nanodist.pixels import Image, to_unit
 
 Pooling = Literal["last", "last_two", "all"]
+Look = tuple[float, int, int]
 EXPORT_FILE = "nanodist.json"
 
 
@@ -40,10 +41,11 @@ class EncoderSpec:
         normalise: ``"store"`` subtracts ``mean`` and divides by ``std``; ``"image"`` uses each image's own mean and
             standard deviation, so that exposure does not matter, and then ``mean`` and ``std`` are not used.
         embed_crop_px: side of the central square of an image that is embedded, before it is reduced; 0 takes all.
-        embed_reduce: images are averaged over squares of this many pixels a side before anything else.
-        embed_scale: factor by which they are resized after that (the mean scale of the training views).
         pooling: which feature stages are averaged over the image and joined: the last, the last two, or all.
-        dihedral: average the embedding over the eight rotations and reflections of the image.
+        looks: how often, and how, an image is looked at; the features of the looks are joined. Each is ``(scale,
+            crop_px, symmetries)``: the factor by which the image is resized, the side in its own pixels of the central
+            square that is taken first (0 takes all of it), and over how many of its eight rotations and reflections
+            features are averaged.
     """
 
     trunk: str
@@ -51,11 +53,8 @@ class EncoderSpec:
     mean: float
     std: float
     normalise: Literal["store", "image"] = "store"
-    embed_reduce: int = 1
-    embed_scale: float = 1.0
-    embed_crop_px: int = 0
     pooling: Pooling = "last"
-    dihedral: bool = False
+    looks: list[Look] = dataclasses.field(default_factory=lambda: [(1.0, 0, 1)])
     trunk_options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -101,10 +100,21 @@ def pooled_features(trunk: nn.Module, images: Tensor, pooling: Pooling) -> Tenso
     return torch.cat([stage.mean(dim=(-2, -1)) for stage in chosen], dim=1)
 
 
-def _dihedral(images: Tensor) -> Iterator[Tensor]:
-    for flipped in (images, images.flip(-1)):
-        for turns in range(4):
-            yield torch.rot90(flipped, turns, dims=(-2, -1))
+def resized(images: Tensor, scale: float) -> Tensor:
+    """``images`` (n, 1, H, W) by ``scale``: averaged two by two as often as that fits, the rest bilinear."""
+    while scale <= 0.5:
+        images, scale = nn.functional.avg_pool2d(images, 2), 2 * scale
+    if abs(scale - 1) < 1e-6:
+        return images
+    return nn.functional.interpolate(
+        images, scale_factor=scale, mode="bilinear", antialias=True, align_corners=False, recompute_scale_factor=True
+    )
+
+
+def _symmetries(images: Tensor, count: int) -> Iterator[Tensor]:
+    for i in range(count):
+        flipped = images.flip(-1) if i >= 4 else images
+        yield torch.rot90(flipped, i % 4, dims=(-2, -1))
 
 
 class Encoder:
@@ -125,20 +135,15 @@ class Encoder:
     @torch.inference_mode()
     def embed_batch(self, images: Tensor) -> Tensor:
         """Embeddings (n, d) of ``images`` (n, 1, H, W) in [0, 1], on the trunk's device."""
-        side = self.spec.embed_crop_px
-        if side:
-            top, left = (max(0, (extent - side) // 2) for extent in images.shape[-2:])
-            images = images[..., top : top + side, left : left + side]
-        if self.spec.embed_reduce > 1:
-            images = nn.functional.avg_pool2d(images, self.spec.embed_reduce)
-        if self.spec.embed_scale != 1.0:
-            images = nn.functional.interpolate(
-                images, scale_factor=self.spec.embed_scale, mode="bilinear", antialias=True, align_corners=False
-            )
-        images = normalise(images, self.spec)
-        if not self.spec.dihedral:
-            return pooled_features(self.trunk, images, self.spec.pooling)
-        return torch.stack([pooled_features(self.trunk, x, self.spec.pooling) for x in _dihedral(images)]).mean(0)
+        return torch.cat([self._look(images, *look) for look in self.spec.looks], dim=1)
+
+    def _look(self, images: Tensor, scale: float, crop_px: int, symmetries: int) -> Tensor:
+        if crop_px:
+            top, left = (max(0, (extent - crop_px) // 2) for extent in images.shape[-2:])
+            images = images[..., top : top + crop_px, left : left + crop_px]
+        images = normalise(resized(images, scale), self.spec).contiguous(memory_format=torch.channels_last)
+        turned = (pooled_features(self.trunk, x, self.spec.pooling) for x in _symmetries(images, symmetries))
+        return torch.stack(list(turned)).mean(0)
 
     def embed(
         self, images: Iterable[Image], batch_size: int = 64, progress: Callable[[int], None] | None = None

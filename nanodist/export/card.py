@@ -138,6 +138,19 @@ def loading_code(spec: EncoderSpec, location: str) -> str:
         spec: how the encoder reads an image.
         location: what stands behind ``local-dir:``.
     """
+    if spec.normalise == "store":
+        normalise = f"x = (x - {spec.mean!r}) / {spec.std!r}"
+    else:
+        normalise = "x = (x - x.mean()) / (x.std(correction=0) + 1e-3)"
+    if spec.pooling == "last":
+        pool = ["    return model(x)[0]"]
+    else:
+        chosen = "[-2:]" if spec.pooling == "last_two" else ""
+        pool = [
+            f"    stages = model.forward_intermediates(x, norm=True, intermediates_only=True){chosen}",
+            "    return torch.cat([stage.mean((-2, -1)) for stage in stages], dim=1)[0]",
+        ]
+    looks = ", ".join(str(tuple(look)) for look in spec.looks)
     lines = [
         "import numpy as np",
         "import timm",
@@ -146,30 +159,33 @@ def loading_code(spec: EncoderSpec, location: str) -> str:
         f'model = timm.create_model("local-dir:{location}", pretrained=True).eval()',
         "",
         "",
+        "def resized(x, scale):",
+        "    while scale <= 0.5:",
+        "        x, scale = torch.nn.functional.avg_pool2d(x, 2), 2 * scale",
+        "    if abs(scale - 1) < 1e-6:",
+        "        return x",
+        '    how = dict(mode="bilinear", antialias=True, align_corners=False, recompute_scale_factor=True)',
+        "    return torch.nn.functional.interpolate(x, scale_factor=scale, **how)",
+        "",
+        "",
+        "def pooled(x):",
+        *pool,
+        "",
+        "",
         "@torch.inference_mode()",
         "def embed(pixels):  # a grey image: array (H, W) of uint8 or uint16",
-        '    x = pixels.astype("float32") / np.iinfo(pixels.dtype).max',
-        "    x = torch.from_numpy(x)[None, None]",
+        '    whole = torch.from_numpy(pixels.astype("float32") / np.iinfo(pixels.dtype).max)[None, None]',
+        "    joined = []",
+        f"    for scale, crop_px, symmetries in [{looks}]:",
+        "        side = crop_px or max(whole.shape)",
+        "        top, left = (max(0, (n - side) // 2) for n in whole.shape[-2:])",
+        "        x = resized(whole[..., top : top + side, left : left + side], scale)",
+        f"        {normalise}",
+        "        turns = [(x, k) for k in range(4)] + [(x.flip(-1), k) for k in range(4)]",
+        "        features = [pooled(torch.rot90(y, k, (-2, -1))) for y, k in turns[:symmetries]]",
+        "        joined.append(torch.stack(features).mean(0))",
+        "    return torch.cat(joined)",
     ]
-    if spec.embed_crop_px:
-        lines.append(f"    top, left = (max(0, (n - {spec.embed_crop_px}) // 2) for n in x.shape[-2:])")
-        lines.append(f"    x = x[..., top : top + {spec.embed_crop_px}, left : left + {spec.embed_crop_px}]")
-    if spec.embed_scale != 1.0:
-        resize = f'scale_factor={spec.embed_scale}, mode="bilinear", antialias=True, align_corners=False'
-        lines.append(f"    x = torch.nn.functional.interpolate(x, {resize})")
-    if spec.normalise == "store":
-        lines.append(f"    x = (x - {spec.mean!r}) / {spec.std!r}")
-    else:
-        lines.append("    x = (x - x.mean()) / (x.std(correction=0) + 1e-3)")
-    if spec.dihedral:
-        lines.append("    x = torch.cat([torch.rot90(f, k, (-2, -1)) for f in (x, x.flip(-1)) for k in range(4)])")
-    if spec.pooling == "last":
-        lines.append("    features = model(x)")
-    else:
-        chosen = "[-2:]" if spec.pooling == "last_two" else ""
-        lines.append(f"    stages = model.forward_intermediates(x, norm=True, intermediates_only=True){chosen}")
-        lines.append("    features = torch.cat([stage.mean((-2, -1)) for stage in stages], dim=1)")
-    lines.append("    return features.mean(0)" if spec.dihedral else "    return features[0]")
     return "\n".join(lines) + "\n"
 
 

@@ -12,7 +12,7 @@ from hpc.engine import EngineConfig
 from hpc.errors import UserError
 from hpc.loop import SavingConfig
 from hpc.optimizers import OptimizerConfig
-from nanodist.encoders import EncoderSpec, Pooling
+from nanodist.encoders import EncoderSpec, Look, Pooling
 from nanodist.heads import ProjectorConfig
 from nanodist.objectives import ObjectiveConfig
 from nanodist.views import ViewsConfig
@@ -39,8 +39,17 @@ class EncoderConfig:
     trunk_options: dict[str, Any] = option({}, "More arguments of timm.create_model, such as channels of a ResNet.")
     normalise: Literal["store", "image"] = option("store", "Pixels by the store's or each image's mean and deviation.")
     pooling: Pooling = option("last", "Feature stages that make an embedding, averaged over the image and joined.")
-    dihedral: bool = option(False, "Average an embedding over the eight rotations and reflections of the image.")
-    embed_crop_px: int = option(0, "Central square of an image that is embedded; 0 takes all of it.", low=0)
+    looks: list[Look] | None = option(
+        None, "How an image is embedded: a list of [scale, crop_px, symmetries]; null: whole, at the views' mean scale."
+    )
+
+    def check(self) -> None:
+        """Raise ``ValueError`` for a look that cannot be."""
+        for scale, crop_px, symmetries in self.looks or []:
+            if scale <= 0 or crop_px < 0 or not 1 <= symmetries <= 8:
+                raise ValueError(
+                    f"look [{scale}, {crop_px}, {symmetries}] wants scale > 0, crop_px >= 0, symmetries 1-8"
+                )
 
 
 @dataclass(frozen=True)
@@ -103,11 +112,6 @@ class PretrainRecipe:
         """Samples of one view a BatchNorm group."""
         return self.train.bn_group_size or self.train.global_batch_size
 
-    def check(self) -> None:
-        """Raise ``ValueError`` where sections do not fit each other."""
-        if self.views.size_px * self.views.reduce > 2 * self.views.crop_px[1]:
-            raise ValueError("views.reduce leaves fewer pixels in a crop than half of views.size_px")
-
     def encoder_spec(self, mean: float, std: float) -> EncoderSpec:
         """How images are embedded: at the mean scale of the views, as the trunk saw them."""
         low, high = self.views.crop_px
@@ -118,11 +122,8 @@ class PretrainRecipe:
             mean=mean,
             std=std,
             normalise=self.encoder.normalise,
-            embed_reduce=self.views.reduce,
-            embed_scale=round(self.views.size_px * self.views.reduce / (low * high) ** 0.5, 3),
-            embed_crop_px=self.encoder.embed_crop_px,
             pooling=self.encoder.pooling,
-            dihedral=self.encoder.dihedral,
+            looks=self.encoder.looks or [(round(self.views.size_px / (low * high) ** 0.5, 3), 0, 1)],
         )
 
 

@@ -11,7 +11,7 @@ from nanodist.views.apply import apply
 from nanodist.views.config import ViewsConfig
 from nanodist.views.parameters import ViewParameters, draw
 
-__all__ = ["ViewParameters", "ViewsConfig", "apply", "draw", "make_view", "unit_tiles"]
+__all__ = ["ViewParameters", "ViewsConfig", "apply", "draw", "make_view"]
 
 
 @torch.no_grad()
@@ -30,11 +30,5 @@ def make_view(
     """
     height, width = tiles.shape[-2:]
     drawn = draw(config, seed, epochs, keys, view, height, width)
-    return apply(unit_tiles(tiles, config), drawn, config)
-
-
-def unit_tiles(tiles: Tensor, config: ViewsConfig) -> Tensor:
-    """Tiles (n, H, W), uint8 or uint16, as (n, 1, H / reduce, W / reduce) float32 in [0, 1]."""
     full_scale = 255.0 if tiles.dtype == torch.uint8 else 65535.0
-    unit = (tiles.to(torch.float32) / full_scale).unsqueeze(1)
-    return unit if config.reduce == 1 else torch.nn.functional.avg_pool2d(unit, config.reduce)
+    return apply((tiles.to(torch.float32) / full_scale).unsqueeze(1), drawn, config)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -14,13 +15,13 @@ from nanodist.views.parameters import ViewParameters
 
 
 def apply(tiles: Tensor, parameters: ViewParameters, config: ViewsConfig) -> Tensor:
-    """Views (n, 1, size_px, size_px) float32 in [0, 1] of ``tiles`` (n, 1, H, W) float32 in [0, 1], reduced already.
+    """Views (n, 1, size_px, size_px) float32 in [0, 1] of ``tiles`` (n, 1, H, W) float32 in [0, 1].
 
     kornia's own random classes ignore a generator that is handed to them, so the numbers come from
     :func:`nanodist.views.parameters.draw` and only its functional operators are used.
     """
     device = tiles.device
-    views = _warp(tiles, torch.from_numpy(parameters.matrix), config)
+    views = _warp(tiles, parameters, config)
     column = {
         name: torch.from_numpy(getattr(parameters, name)).to(device, torch.float32).view(-1, 1, 1, 1)
         for name in ("contrast", "brightness", "gamma", "noise_std")
@@ -57,22 +58,32 @@ def _erase(views: Tensor, parameters: ViewParameters) -> None:
         views[i, :, top : top + side, left : left + side] = views[i].mean()
 
 
-def _warp(tiles: Tensor, matrix: Tensor, config: ViewsConfig) -> Tensor:
+def _warp(tiles: Tensor, parameters: ViewParameters, config: ViewsConfig) -> Tensor:
+    """Crops, sampled from the tile halved as often as its view is coarser, level by level."""
+    levels = np.unique(parameters.level)
+    if len(levels) == 1:
+        return _warp_level(tiles, parameters.matrix, int(levels[0]), config)
+    views = tiles.new_empty(len(tiles), 1, config.size_px, config.size_px)
+    for level in levels:
+        chosen = np.flatnonzero(parameters.level == level)
+        index = torch.from_numpy(chosen).to(tiles.device)
+        views[index] = _warp_level(tiles[index], parameters.matrix[chosen], int(level), config)
+    return views
+
+
+def _warp_level(tiles: Tensor, matrices: npt.NDArray[np.float64], level: int, config: ViewsConfig) -> Tensor:
     from kornia.geometry.transform import warp_affine
 
-    # Bilinear sampling of a crop that shrinks would alias; so it is drawn finer and averaged.
-    finer = max(1, math.ceil(config.crop_px[1] / config.size_px / config.reduce - 0.25))
-    size = config.size_px * finer
-    # From centres of fine pixels to centres of view pixels, then to the tile.
-    scale = matrix.new_tensor([[1 / finer, 0, 0.5 / finer - 0.5], [0, 1 / finer, 0.5 / finer - 0.5], [0, 0, 1]])
-    bottom = matrix.new_tensor([[[0.0, 0.0, 1.0]]]).expand(len(matrix), 1, 3)
-    r = config.reduce
-    to_reduced = matrix.new_tensor([[1 / r, 0, 0.5 / r - 0.5], [0, 1 / r, 0.5 / r - 0.5], [0, 0, 1]])
-    to_tile = to_reduced @ torch.cat([matrix, bottom], 1) @ scale
+    halved = 2**level
+    tiles = tiles if level == 0 else torch.nn.functional.avg_pool2d(tiles, halved)
+    # From centres of the tile's pixels to those of the halved tile's.
+    to_halved = np.array([[1 / halved, 0, 0.5 / halved - 0.5], [0, 1 / halved, 0.5 / halved - 0.5], [0, 0, 1]])
+    bottom = np.broadcast_to(np.array([0.0, 0.0, 1.0]), (len(matrices), 1, 3))
     # kornia wants the way from the source to the result; inverted in float64 so that no pixel shifts.
-    forward = torch.linalg.inv(to_tile)[:, :2].to(tiles.device, torch.float32)
-    views = warp_affine(tiles, forward, (size, size), "bilinear", "reflection", align_corners=True)
-    return views if finer == 1 else torch.nn.functional.avg_pool2d(views, finer)
+    forward = np.linalg.inv(to_halved @ np.concatenate([matrices, bottom], 1))[:, :2]
+    matrix = torch.from_numpy(forward).to(tiles.device, torch.float32)
+    size = (config.size_px, config.size_px)
+    return warp_affine(tiles, matrix, size, "bilinear", "reflection", align_corners=True)
 
 
 def _blur(views: Tensor, parameters: ViewParameters, config: ViewsConfig) -> Tensor:

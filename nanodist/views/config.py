@@ -13,14 +13,18 @@ class ViewsConfig:
     """Two views of each sample are drawn from these ranges, each by a key of its own.
 
     Lengths are pixels of the store's tiles, but for the blur and the erased square, which are pixels and shares of the
-    view. The order is: reduction; crop with rotation, reflection and resize; exposure; contrast and brightness; gamma;
+    view. The order is: crop with rotation, reflection and resize; exposure; contrast and brightness; gamma;
     background gradient; blur; noise; erased square; clip to [0, 1].
     """
 
     size_px: int = option(96, "Side of a view after the resize.", low=8)
-    reduce: int = option(1, "Tiles are first averaged over squares of this many pixels a side; saves time.", low=1)
     crop_px: tuple[float, float] = option((96.0, 96.0), "Side of the square crop, drawn log-uniformly.", low=4)
-    rotation: Literal["none", "right_angles", "free"] = option("free", "free never shows what lies outside the tile.")
+    zooms: list[float] = option(
+        [1.0], "crop_px is divided by one of these; one draw for a sample, as size is no nuisance.", low=1e-3
+    )
+    rotation: Literal["none", "right_angles", "free"] = option(
+        "free", "What lies outside the tile is shown as its mirror image."
+    )
     centre_jitter_px: float | None = option(
         None, "Where tiles are centred on an object: how far the crop's centre may lie from the tile's.", low=0.0
     )

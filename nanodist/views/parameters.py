@@ -22,6 +22,7 @@ class ViewParameters:
     ``matrix`` (n, 2, 3) maps pixel centres of the view to pixel centres (x, y) of the tile.
     """
 
+    level: npt.NDArray[np.int64]  # how often a tile is halved before it is sampled, so that nothing aliases
     matrix: npt.NDArray[np.float64]
     contrast: Array
     brightness: Array
@@ -42,11 +43,16 @@ def draw(
     """
     words = [key(seed, "view", int(e), k, view) for e, k in zip(epochs, keys, strict=True)]
     u = uniforms(words, _DRAWS)
+    shared = uniforms([key(seed, "zoom", int(e), k) for e, k in zip(epochs, keys, strict=True)], 1)[:, 0]
+    zoom = np.asarray(config.zooms)[np.floor(shared * len(config.zooms)).astype(int)]
+    low, high = config.crop_px
+    side = np.minimum(low * (high / low) ** u[:, 0] / zoom, min(height, width))
     on = u[:, 6] < config.intensity_probability
     blurred = u[:, 10] < config.blur_probability
     noisy = u[:, 12] < config.noise_probability
     return ViewParameters(
-        matrix=_matrices(config, u, height, width),
+        level=np.maximum(np.round(np.log2(side / config.size_px)), 0).astype(np.int64),
+        matrix=_matrices(config, side, u, height, width),
         contrast=np.where(on, 1 + config.contrast * (2 * u[:, 7] - 1), 1.0),
         brightness=np.where(on, config.brightness * (2 * u[:, 8] - 1), 0.0),
         gamma=np.where(on, (1 + config.gamma) ** (2 * u[:, 9] - 1), 1.0),
@@ -73,9 +79,7 @@ def _squares(config: ViewsConfig, u: Array) -> npt.NDArray[np.int64]:
     return np.concatenate([corner, side[:, None]], 1).astype(np.int64)
 
 
-def _matrices(config: ViewsConfig, u: Array, height: int, width: int) -> Array:
-    low, high = config.crop_px
-    side = low * (high / low) ** u[:, 0]
+def _matrices(config: ViewsConfig, side: Array, u: Array, height: int, width: int) -> Array:
     if config.rotation == "free":
         angle = 2 * np.pi * u[:, 1]
     elif config.rotation == "right_angles":
@@ -83,10 +87,7 @@ def _matrices(config: ViewsConfig, u: Array, height: int, width: int) -> Array:
     else:
         angle = np.zeros(len(u))
     cos, sin = np.cos(angle), np.sin(angle)
-    # The rotated square must fit into the tile; where even the centre leaves no room, the crop shrinks.
-    reach = np.abs(cos) + np.abs(sin)
-    side = np.minimum(side, min(height, width) / reach)
-    half = side * reach / 2
+    half = side * (np.abs(cos) + np.abs(sin)) / 2
     x = width / 2 - 0.5 + _reach(width, half, config) * (2 * u[:, 2] - 1)
     y = height / 2 - 0.5 + _reach(height, half, config) * (2 * u[:, 3] - 1)
     step = side / config.size_px
@@ -100,5 +101,5 @@ def _matrices(config: ViewsConfig, u: Array, height: int, width: int) -> Array:
 
 def _reach(extent: int, half: Array, config: ViewsConfig) -> Array:
     """How far the crop's centre may lie from the tile's along one axis."""
-    room = extent / 2 - half
+    room = np.maximum(extent / 2 - half, 0.0)
     return room if config.centre_jitter_px is None else np.minimum(room, config.centre_jitter_px)

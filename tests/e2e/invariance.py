@@ -132,16 +132,15 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         rows = check(Path(folder))
     bad = 0
-    print("objective     zero  sabotage        step  ids    views    loss     gradient update   fall")
+    form = "{:<13} {:<5} {:<15} {:<5} {:<7} {:<8} {:<8} {:<9} {:<8} {}"
+    print(form.format("objective", "zero", "sabotage", "step", "ids", *LIMITS, "fall"))
     for r in rows:
         good = (holds(r) == (r["sabotage"] == "none")) and r["fall"] >= 0.2
         bad += not good
-        figures = " ".join(f"{r[name]:.1e}" for name in ("views", "loss", "gradient", "update"))
-        verdict = "" if good else "  <- broken"
         ids = "same" if r["same_samples"] else "differ"
-        print(
-            f"{r['objective']:<13} {r['zero']:<5} {r['sabotage']:<15} {r['step']:<5} {ids:<6} {figures} {r['fall']:.0%}{verdict}"
-        )
+        figures = [f"{r[name]:.1e}" for name in LIMITS]
+        fall = f"{r['fall']:.0%}{'' if good else '  <- broken'}"
+        print(form.format(r["objective"], r["zero"], r["sabotage"], r["step"], ids, *figures, fall))
     print(json.dumps({"comparisons": len(rows), "broken": bad}))
     return int(bad > 0)
 

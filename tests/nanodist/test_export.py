@@ -30,13 +30,13 @@ IMAGE = np.random.default_rng(0).integers(0, 65536, (80, 72)).astype(np.uint16)
 SPECS = {
     "plain": SPEC,
     "own exposure, two stages, scaled, eight turns": EncoderSpec(
-        "test_resnet", 64, 0.4, 0.2, "image", embed_scale=0.75, embed_crop_px=64, pooling="last_two", dihedral=True
+        "test_resnet", 64, 0.4, 0.2, "image", looks=[(0.75, 64, 8), (0.5, 0, 2)], pooling="last_two"
     ),
     "transformer at another size than its default": EncoderSpec(
-        "test_vit", 64, 0.5, 0.25, embed_crop_px=64, trunk_options={"img_size": 64}
+        "test_vit", 64, 0.5, 0.25, looks=[(1.0, 64, 1)], trunk_options={"img_size": 64}
     ),
     "transformer of any size": EncoderSpec(
-        "test_vit", 64, 0.5, 0.25, embed_crop_px=64, trunk_options={"dynamic_img_size": True}
+        "test_vit", 64, 0.5, 0.25, looks=[(1.0, 64, 1)], trunk_options={"dynamic_img_size": True}
     ),
 }
 FOREIGN = """
