@@ -131,25 +131,41 @@ class _GroupNormalise(torch.autograd.Function):
             for part, m, v in zip(x.split(layout.chunk), mean, var, strict=True)
         ]
         ctx.save_for_backward(x, weight, mean, (var + eps).rsqrt())
-        ctx.layout, ctx.count = layout, layout.bn_group_size * count
+        ctx.layout, ctx.eps, ctx.count = layout, eps, layout.bn_group_size * count
         ctx.mark_non_differentiable(mean, var)
         return parts[0] if len(parts) == 1 else torch.cat(parts), mean, var
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, dy: Tensor, *_: Any) -> tuple[Tensor, Any, Any, None, None]:
+        # Roundings here differ between topologies, but change gradients in proportion: the ReLUs are decided already.
         x, weight, mean, invstd = ctx.saved_tensors
         layout: Layout = ctx.layout
-        mean, invstd = (t.repeat_interleave(layout.chunk, 0) for t in (mean, invstd))
-        dy = _wide(dy)
-        centred = _wide(x) - _like(mean, x)
-        own = torch.stack([_spatial_sum(dy), _spatial_sum(dy * centred) * invstd], 1)
-        groups = layout.gather(own).double().unflatten(0, (-1, layout.bn_group_size)).sum(1)
-        total = (groups / ctx.count).to(dy.dtype).repeat_interleave(layout.chunk, 0)
+        parts = zip(dy.split(layout.chunk), x.split(layout.chunk), mean, invstd, strict=True)
+        if layout.span is None:
+            made = [_backward(*part, weight, ctx.eps, whole=True) for part in parts]
+            dx = made[0][0] if len(made) == 1 else torch.cat([m[0] for m in made])
+            return dx, sum(m[1] for m in made), sum(m[2] for m in made), None, None
+        mean, invstd = mean[0], invstd[0]
+        _, d_weight, d_bias = _backward(dy, x, mean, invstd, weight, ctx.eps, whole=False)
+        sums = torch.stack([d_weight, d_bias])
+        dist.all_reduce(sums, group=layout.span)
+        sums /= ctx.count
         scale = weight * invstd
-        dx = dy * _like(scale, x)
-        dx.addcmul_(centred, _like(-scale * invstd * total[:, 1], x)).sub_(_like(scale * total[:, 0], x))
-        d_bias, d_weight = own.double().sum(0).to(weight.dtype)
+        slope = -scale * invstd * sums[0]
+        shift = -scale * sums[1] - slope * mean
+        dx = dy * _like(scale[None], x) + x * _like(slope[None], x) + _like(shift[None], x)
         return dx.to(x.dtype), d_weight, d_bias, None, None
+
+
+def _backward(
+    dy: Tensor, x: Tensor, mean: Tensor, invstd: Tensor, weight: Tensor, eps: float, *, whole: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """torch's backward of BatchNorm for a group that this rank holds ``whole``; else only weight and bias are right."""
+    var = invstd.pow(-2) - eps
+    dx, d_weight, d_bias = torch.ops.aten.native_batch_norm_backward(
+        dy, x, weight, mean, var, mean, invstd, whole, eps, [whole, True, True]
+    )
+    return dx, d_weight, d_bias
 
 
 def _wide(x: Tensor) -> Tensor:
