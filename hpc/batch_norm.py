@@ -145,16 +145,22 @@ class _GroupNormalise(torch.autograd.Function):
             made = [_backward(*part, weight, ctx.eps, whole=True) for part in parts]
             dx = made[0][0] if len(made) == 1 else torch.cat([m[0] for m in made])
             return dx, sum(m[1] for m in made), sum(m[2] for m in made), None, None
-        mean, invstd = mean[0], invstd[0]
-        _, d_weight, d_bias = _backward(dy, x, mean, invstd, weight, ctx.eps, whole=False)
-        sums = torch.stack([d_weight, d_bias])
-        dist.all_reduce(sums, group=layout.span)
-        sums /= ctx.count
-        scale = weight * invstd
-        slope = -scale * invstd * sums[0]
-        shift = -scale * sums[1] - slope * mean
-        dx = dy * _like(scale[None], x) + x * _like(slope[None], x) + _like(shift[None], x)
-        return dx.to(x.dtype), d_weight, d_bias, None, None
+        dx, d_weight, d_bias = _spanning_backward(dy, x, mean[0], invstd[0], weight, ctx)
+        return dx, d_weight, d_bias, None, None
+
+
+def _spanning_backward(
+    dy: Tensor, x: Tensor, mean: Tensor, invstd: Tensor, weight: Tensor, ctx: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    _, d_weight, d_bias = _backward(dy, x, mean, invstd, weight, ctx.eps, whole=False)
+    sums = torch.stack([d_weight, d_bias])
+    dist.all_reduce(sums, group=ctx.layout.span)
+    sums /= ctx.count
+    scale = weight * invstd
+    slope = -scale * invstd * sums[0]
+    shift = -scale * sums[1] - slope * mean
+    dx = dy * _like(scale[None], x) + x * _like(slope[None], x) + _like(shift[None], x)
+    return dx.to(x.dtype), d_weight, d_bias
 
 
 def _backward(
