@@ -18,6 +18,7 @@ from hpc.optimizers import build_optimizer
 from hpc.run_dir import RunDir
 from hpc.topology import Topology, detect
 from hpc.tracking import Tracker
+from nanodist._version import __version__
 from nanodist.encoders import load_encoder
 from nanodist.pretrain.recipe import PretrainRecipe
 from nanodist.pretrain.task import PretrainTask
@@ -89,8 +90,9 @@ def _run(
     state = TrainState()
     restore(task, engine, run, state, warn=_say if topology.is_main else lambda _: None)
     tracker = _tracker(recipe, run, topology, fingerprint)
+    hosts = _hosts(topology)
     if topology.is_main:
-        run.begin_start(topology.as_dict(), state.step + 1, versions={})
+        run.begin_start(topology.as_dict(), state.step + 1, hosts, {"nanodist": __version__})
         _announce(recipe, store, topology, device, path, state, plan)
         write_view_sheet(store, recipe.views, recipe.seed, run.report / "views.png")
     reason = "failed"
@@ -108,6 +110,15 @@ def _run(
             run.end_start(state.step, reason)
         tracker.finish(0 if reason == "completed" else 1)
     return path
+
+
+def _hosts(topology: Topology) -> list[str]:
+    """Host names of all ranks."""
+    if topology.world_size == 1:
+        return [topology.host]
+    names: list[str] = [""] * topology.world_size
+    dist.all_gather_object(names, topology.host)
+    return names
 
 
 def _plan(recipe: PretrainRecipe, store: Store) -> Plan:
