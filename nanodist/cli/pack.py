@@ -26,6 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="What to do with micrographs that a CSV does not list: stop, keep them unlabeled, or leave them out.",
     )
     add("--exclude", action="append", default=[], metavar="GLOB", help="Leave out names such as '*mask*' (repeatable).")
+    add("--part", choices=("train", "test"), help="Pack only the groups to train on, or only the held-out ones.")
+    add("--test-share", type=float, default=0.3, help="With --part: share of each label's groups that is held out.")
+    add("--part-seed", type=int, default=0, help="With --part: seed of that choice.")
     add("--tile", type=_tile, default=256, metavar="PX|none", help="Side of the tiles in pixels, or none to keep all.")
     add("--overlap", type=int, default=0, metavar="PX", help="Pixels that neighbouring tiles share at least.")
     add("--depth", type=int, default=8, choices=(8, 16), help="Bits a pixel in the store.")
@@ -51,7 +54,7 @@ def _tile(text: str) -> int | None:
 
 def run(args: argparse.Namespace) -> int:
     """Pack, then say what is in the store and what is not."""
-    from nanodist.shards import PackOptions, pack
+    from nanodist.shards import PackOptions, Part, pack
 
     options = PackOptions(args.tile, args.overlap, args.depth, args.normalise, args.shard_mb, args.skip_bad)
     store = pack(
@@ -62,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
         groups=args.groups,
         unlisted=args.unlisted,
         exclude=args.exclude,
+        part=Part(args.part, args.test_share, args.part_seed) if args.part else None,
         workers=args.workers,
     )
     facts = store.manifest.statistics

@@ -7,6 +7,7 @@ from nanodist.shards.manifest import Manifest
 from nanodist.shards.order import Order
 from nanodist.shards.pack import pack
 from nanodist.shards.partners import GroupPartners
+from nanodist.shards.parts import Part
 from nanodist.shards.store import Store
 from nanodist.shards.verify import Fault, verify
 
@@ -18,6 +19,7 @@ __all__ = [
     "Manifest",
     "Order",
     "PackOptions",
+    "Part",
     "Sample",
     "Samples",
     "Store",

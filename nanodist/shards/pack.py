@@ -29,6 +29,7 @@ from nanodist.shards.codec import SUFFIX, sample_hash
 from nanodist.shards.convert import Converted, PackOptions, Tile, convert, count_pages
 from nanodist.shards.index import Sample
 from nanodist.shards.manifest import INDEX_NAME, NAME, Manifest
+from nanodist.shards.parts import Part, held_out
 from nanodist.shards.sources import Source, find_sources, read_values
 from nanodist.shards.store import Store
 from nanodist.shards.tally import Tally, statistics
@@ -58,6 +59,7 @@ def pack(
     groups: str = "file",
     unlisted: str = "error",
     exclude: Sequence[str] = (),
+    part: Part | None = None,
     workers: int | None = 0,
 ) -> Store:
     """Pack micrographs into the store ``out``.
@@ -71,6 +73,7 @@ def pack(
         unlisted: what to do with files that a CSV does not list: ``error``, ``keep`` (no label, a group of its own)
             or ``skip``.
         exclude: patterns of names to leave out, such as ``*mask*``.
+        part: take only the groups to train on, or only those that are held out; ``None`` takes all.
         workers: processes, 0 for this one alone; ``None`` takes one a core where there is work for them. They change
             nothing but the time. They are spawned, so that a script that asks for them needs a
             ``if __name__ == "__main__"``.
@@ -81,7 +84,7 @@ def pack(
     """
     found, other = find_sources(sources, exclude)
     dropped: list[dict[str, str]] = []
-    listed = _listed(found, labels, groups, unlisted, dropped)
+    listed = _of_part(_listed(found, labels, groups, unlisted, dropped), part)
     made = _missing_parents(out)
     try:
         with atomic.directory(out) as folder, _executor(workers, len(listed)) as executor:
@@ -89,7 +92,7 @@ def pack(
             samples, tally, shards = _write(folder, jobs, len(listed), options, executor, dropped)
             if not samples:
                 raise UserError(_none_left(found, dropped))
-            _write_manifest(folder, samples, tally, shards, options, dropped, other)
+            _write_manifest(folder, samples, tally, shards, options, dropped, other, part)
     except BaseException as error:
         for parent in made:
             with suppress(OSError):
@@ -131,6 +134,13 @@ def _listed(
         for source, label, group in zip(found, label_of, group_of, strict=True)
         if source.name not in names
     ]
+
+
+def _of_part(listed: list[_Job], part: Part | None) -> list[_Job]:
+    if part is None:
+        return listed
+    test = held_out([job.label for job in listed], [job.group for job in listed], part)
+    return [job for job in listed if (job.group in test) == (part.name == "test")]
 
 
 def _jobs(listed: list[_Job], options: PackOptions, dropped: list[dict[str, str]]) -> Iterator[_Job]:
@@ -232,6 +242,7 @@ def _write_manifest(
     options: PackOptions,
     dropped: list[dict[str, str]],
     other: dict[str, int],
+    part: Part | None,
 ) -> None:
     data = index.to_bytes(samples)
     atomic.write_bytes(folder / INDEX_NAME, data)
@@ -241,7 +252,10 @@ def _write_manifest(
         samples=len(samples),
         depth=options.depth,
         statistics=statistics(samples, tally, options.depth),
-        options={k: v for k, v in asdict(options).items() if k != "skip_bad"},
+        options={
+            **{k: v for k, v in asdict(options).items() if k != "skip_bad"},
+            **({"part": asdict(part)} if part else {}),
+        },
         dropped=dropped,
         provenance={
             "nanodist": __version__,
