@@ -5,8 +5,6 @@ DEMO ?= demo
 BIN := .venv/bin
 STAMP := .venv/.installed
 NANODIST := $(BIN)/python -m nanodist
-# Each rank computes on a core of its own; more threads would only wait for each other.
-export OMP_NUM_THREADS ?= 1
 
 .PHONY: help install demo test lint clean-demo
 
@@ -26,7 +24,7 @@ $(STAMP): setup.cfg constraints.txt
 	touch $(STAMP)
 
 $(DEMO)/synth/meta.csv: | $(STAMP)
-	$(NANODIST) synth wires --out $(DEMO)/synth --micrographs 200 --size 128 --seed 0 --workers 2
+	$(NANODIST) synth wires --out $(DEMO)/synth --micrographs 200 --size 128 --haadf-share 0.4 --seed 0 --workers 2
 
 $(DEMO)/train/manifest.json: $(DEMO)/synth/meta.csv
 	$(NANODIST) pack $(DEMO)/synth/images --labels folder --tile 128 --part train --out $(DEMO)/train
@@ -35,7 +33,7 @@ $(DEMO)/test/manifest.json: $(DEMO)/synth/meta.csv
 	$(NANODIST) pack $(DEMO)/synth/images --labels folder --tile 128 --part test --out $(DEMO)/test
 
 demo: $(STAMP) $(DEMO)/train/manifest.json $(DEMO)/test/manifest.json
-	$(BIN)/torchrun --standalone --nproc_per_node $(RANKS) -m nanodist pretrain demo \
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc_per_node $(RANKS) -m nanodist pretrain demo \
 	    data.store=$(DEMO)/train run_dir=$(DEMO)/run
 	$(NANODIST) probe $(DEMO)/run --store $(DEMO)/train --test-store $(DEMO)/test --out $(DEMO)/run/probe
 	test -d $(DEMO)/export || $(NANODIST) export $(DEMO)/run --to $(DEMO)/export
