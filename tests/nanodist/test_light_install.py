@@ -1,0 +1,45 @@
+"""A plain install has no DeepSpeed, MPI, kornia, webdataset, W&B or submitit, and must do without."""
+
+import subprocess
+import sys
+
+EXTRAS = ("deepspeed", "mpi4py", "kornia", "webdataset", "wandb", "submitit", "onnx", "imagecodecs")
+# An import of a name that stands for None fails as one that is not installed.
+BLOCK = f"import sys\nsys.modules.update(dict.fromkeys({EXTRAS!r}))\n"
+USE = """
+import numpy as np, tempfile, pathlib
+from PIL import Image
+from nanodist.cli import main
+from nanodist.encoders import EncoderSpec, random_encoder
+from nanodist.export.weights import export_timm
+root = pathlib.Path(tempfile.mkdtemp())
+for label in "ab":
+    (root / "images" / label).mkdir(parents=True)
+    for i in range(6):
+        pixels = np.random.default_rng(i + 100 * ord(label)).integers(0, 255, (32, 32)).astype(np.uint8)
+        Image.fromarray(pixels).save(root / "images" / label / f"{i}.png")
+assert main(["pack", str(root / "images"), "--out", str(root / "s"), "--labels", "folder", "--tile", "32"]) == 0
+assert main(["inspect", str(root / "s")]) == 0 and main(["verify", str(root / "s")]) == 0
+export_timm(random_encoder(EncoderSpec("test_resnet", 32, 0.5, 0.2), 0), root / "e", {"name": "e"})
+probe = ["probe", str(root / "e"), "--store", str(root / "s"), "--out", str(root / "p")]
+assert main([*probe, "--labels-per-class", "1,2", "--splits", "1", "--seeds", "2", "--baselines", "none"]) == 0
+assert main(["pretrain", "simclr", "data.store=" + str(root / "s"), "train.global_batch_size=4"]) == 2
+print("done")
+"""
+
+
+def _python(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+
+
+def test_pack_probe_and_export_need_no_extra():
+    done = _python(BLOCK + USE)
+    assert done.returncode == 0 and done.stdout.strip().endswith("done"), done.stderr[-3000:]
+    assert "pip install 'nanodist[train]'" in done.stderr
+
+
+def test_importing_nanodist_is_light():
+    code = (
+        "import sys, nanodist, nanodist.cli; print([m for m in ('torch', 'mpi4py') if m in sys.modules])"
+    )
+    assert _python(code).stdout.strip() == "[]"
