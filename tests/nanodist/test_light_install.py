@@ -21,7 +21,7 @@ for label in "ab":
 assert main(["pack", str(root / "images"), "--out", str(root / "s"), "--labels", "folder", "--tile", "32"]) == 0
 assert main(["inspect", str(root / "s")]) == 0 and main(["verify", str(root / "s")]) == 0
 export_timm(random_encoder(EncoderSpec("test_resnet", 32, 0.5, 0.2), 0), root / "e", {"name": "e"})
-probe = ["probe", str(root / "e"), "--store", str(root / "s"), "--out", str(root / "p")]
+probe = ["probe", f"e={root}/e", "--store", str(root / "s"), "--out", str(root / "p")]
 assert main([*probe, "--labels-per-class", "1,2", "--splits", "1", "--seeds", "2", "--baselines", "none"]) == 0
 assert main(["pretrain", "simclr", "data.store=" + str(root / "s"), "train.global_batch_size=4"]) == 2
 print("done")
