@@ -24,10 +24,12 @@ def apply(tiles: Tensor, parameters: ViewParameters, config: ViewsConfig) -> Ten
     views = _warp(tiles, parameters, config)
     column = {
         name: torch.from_numpy(getattr(parameters, name)).to(device, torch.float32).view(-1, 1, 1, 1)
-        for name in ("contrast", "brightness", "gamma", "noise_std")
+        for name in ("inverted", "contrast", "brightness", "gamma", "noise_std")
     }
     if config.exposure == "image":
         views = expose(views)
+    if parameters.inverted.any():
+        views = views + column["inverted"] * (1 - 2 * views)
     mean = views.mean(dim=(-2, -1), keepdim=True)
     views = ((views - mean) * column["contrast"] + mean + column["brightness"]).clamp_(0, 1)
     views = views.clamp_min(1e-6) ** column["gamma"]

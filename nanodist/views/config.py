@@ -13,7 +13,7 @@ class ViewsConfig:
     """Two views of each sample are drawn from these ranges, each by a key of its own.
 
     Lengths are pixels of the store's tiles, but for the blur and the erased square, which are pixels and shares of the
-    view. The order is: crop with rotation, reflection and resize; exposure; contrast and brightness; gamma;
+    view. The order is: crop with rotation, reflection and resize; exposure; inversion; contrast and brightness; gamma;
     background gradient; blur; noise; erased square; clip to [0, 1].
     """
 
@@ -32,6 +32,9 @@ class ViewsConfig:
         "keep", "image sets each view's mean to 1/2 and its standard deviation to 1/6, so that dark tiles lose nothing."
     )
     flip: bool = option(True, "Reflect with probability 1/2.")
+    invert_probability: float = option(
+        0.0, "How often black and white change places, as between bright field and dark field.", low=0.0, high=1.0
+    )
     contrast: float = option(0.4, "Contrast factor from 1 - c to 1 + c.", low=0.0, high=0.95)
     brightness: float = option(0.2, "Offset from -b to +b, full scale being 1.", low=0.0, high=1.0)
     gamma: float = option(0.3, "Exponent from 1 / (1 + g) to 1 + g, log-uniform.", low=0.0)

@@ -24,6 +24,7 @@ class ViewParameters:
 
     level: npt.NDArray[np.int64]  # how often a tile is halved before it is sampled, so that nothing aliases
     matrix: npt.NDArray[np.float64]
+    inverted: Array  # 1 or 0
     contrast: Array
     brightness: Array
     gamma: Array
@@ -53,6 +54,7 @@ def draw(
     return ViewParameters(
         level=np.maximum(np.round(np.log2(side / config.size_px)), 0).astype(np.int64),
         matrix=_matrices(config, side, u, height, width),
+        inverted=(u[:, 21] < config.invert_probability).astype(np.float64),
         contrast=np.where(on, 1 + config.contrast * (2 * u[:, 7] - 1), 1.0),
         brightness=np.where(on, config.brightness * (2 * u[:, 8] - 1), 0.0),
         gamma=np.where(on, (1 + config.gamma) ** (2 * u[:, 9] - 1), 1.0),

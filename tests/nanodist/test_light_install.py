@@ -39,7 +39,5 @@ def test_pack_probe_and_export_need_no_extra():
 
 
 def test_importing_nanodist_is_light():
-    code = (
-        "import sys, nanodist, nanodist.cli; print([m for m in ('torch', 'mpi4py') if m in sys.modules])"
-    )
+    code = "import sys, nanodist, nanodist.cli; print([m for m in ('torch', 'mpi4py') if m in sys.modules])"
     assert _python(code).stdout.strip() == "[]"

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -108,6 +110,14 @@ def test_exposure_makes_a_dark_tile_visible():
     config = ViewsConfig(size_px=32, crop_px=(64.0, 64.0), exposure="image", **PLAIN)
     view = make_view(dark, config, 0, [0, 0], KEYS[:2], 0)
     assert abs(float(view.mean()) - 0.5) < 0.02 and float(view.std()) > 0.1
+
+
+def test_inversion_turns_black_into_white():
+    tiles = _tiles()
+    config = ViewsConfig(size_px=96, crop_px=(96.0, 96.0), rotation="none", **PLAIN)
+    plain = make_view(tiles, config, 0, [0] * 12, KEYS, 0)
+    inverted = make_view(tiles, dataclasses.replace(config, invert_probability=1.0), 0, [0] * 12, KEYS, 0)
+    torch.testing.assert_close(inverted, 1 - plain, rtol=0, atol=1e-5)
 
 
 def test_a_range_the_wrong_way_is_refused():
