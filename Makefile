@@ -24,7 +24,7 @@ $(STAMP): setup.cfg constraints.txt
 	touch $(STAMP)
 
 $(DEMO)/synth/meta.csv: | $(STAMP)
-	$(NANODIST) synth wires --out $(DEMO)/synth --micrographs 200 --size 128 --haadf-share 0.4 --seed 0 --workers 2
+	$(NANODIST) synth wires --out $(DEMO)/synth --micrographs 350 --size 128 --haadf-share 0.4 --seed 0 --workers 2
 
 $(DEMO)/train/manifest.json: $(DEMO)/synth/meta.csv
 	$(NANODIST) pack $(DEMO)/synth/images --labels folder --tile 128 --part train --out $(DEMO)/train
