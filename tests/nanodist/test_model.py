@@ -1,0 +1,89 @@
+import pytest
+import torch
+
+from hpc.batch_norm import GroupedBatchNorm, Layout
+from hpc.config import apply_overrides, build
+from hpc.errors import UserError
+from nanodist.encoders import EncoderSpec, create_trunk, random_encoder
+from nanodist.export.weights import export_timm
+from nanodist.pretrain.model import build_model
+from nanodist.pretrain.recipe import PretrainRecipe, load_recipe, packaged_recipes
+
+BASE = ["encoder.trunk=resnet10t", "projector.widths=[16, 8]", "train.channels_last=false"]
+
+
+def _model(*overrides):
+    recipe = build(PretrainRecipe, apply_overrides({}, [*BASE, *overrides]))
+    return build_model(recipe, recipe.encoder_spec(0.5, 0.2), Layout(4, 4))
+
+
+def test_weights_depend_on_the_seed_alone():
+    torch.manual_seed(1)
+    first = _model().state_dict()
+    torch.manual_seed(2)
+    second = _model().state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    other = _model("seed=1").state_dict()
+    assert not torch.equal(first["trunk.conv1.0.weight"], other["trunk.conv1.0.weight"])
+    assert not torch.equal(first["projector.0.weight"], other["projector.0.weight"])
+
+
+def test_every_batch_norm_is_grouped_and_views_do_not_mix():
+    model = _model()
+    assert not any(isinstance(m, (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)) for m in model.modules())
+    assert any(isinstance(m, GroupedBatchNorm) for m in model.projector)
+    views = torch.rand(2, 4, 1, 32, 32)
+    a, b = model(views)
+    assert a.shape == b.shape == (4, 8)
+    again, _ = model(torch.stack([views[0], 5 * views[1]]))
+    assert torch.equal(a, again)
+
+
+def test_precision_is_the_recipes():
+    views = torch.rand(2, 4, 1, 32, 32)
+    for precision, expected in (("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp64", torch.float64)):
+        model = _model(f"train.precision={precision}")
+        out, _ = model(views)
+        out.float().sum().backward()
+        assert out.dtype == expected
+        kinds = {p.grad.dtype for p in model.parameters() if p.grad is not None}
+        assert kinds == {torch.float64 if precision == "fp64" else torch.float32}
+
+
+def test_warm_start_takes_the_trunk_of_an_export(tmp_path):
+    encoder = random_encoder(EncoderSpec("resnet10t", 32, 0.5, 0.2), seed=77)
+    expected = {name: t.clone() for name, t in encoder.trunk.state_dict().items()}
+    export_timm(encoder, tmp_path / "e", {"name": "e"})
+    model = _model(f"init_from={tmp_path / 'e'}").state_dict()
+    assert all(torch.equal(model[f"trunk.{name}"], t) for name, t in expected.items())
+    with pytest.raises(UserError, match="does not fit trunk 'resnet14t'"):
+        _model(f"init_from={tmp_path / 'e'}", "encoder.trunk=resnet14t")
+    with pytest.raises(UserError, match="no such folder"):
+        _model("init_from=nowhere")
+
+
+def test_warm_start_by_name_asks_timm_for_its_weights(monkeypatch):
+    donor = create_trunk("resnet10t", 5)
+    asked = []
+
+    def create(name, seed, pretrained=False, **options):
+        asked.append((name, pretrained))
+        return donor if pretrained else create_trunk(name, seed, **options)
+
+    monkeypatch.setattr("nanodist.pretrain.model.create_trunk", create)
+    model = _model("init_from=timm:resnet10t.c3_in1k").state_dict()
+    assert ("resnet10t.c3_in1k", True) in asked
+    assert torch.equal(model["trunk.conv1.0.weight"], donor.state_dict()["conv1.0.weight"])
+
+
+@pytest.mark.parametrize("options", ["{drop_path_rate: 0.1}", "{drop_rate: 0.2}"])
+def test_randomness_that_is_not_keyed_is_refused(options):
+    with pytest.raises(UserError, match="drops at random"):
+        _model("encoder.trunk=convnext_atto", f"encoder.trunk_options={options}")
+
+
+@pytest.mark.parametrize("name", packaged_recipes())
+def test_packaged_recipes_are_whole(name):
+    recipe = load_recipe(name, [])
+    assert recipe.train.total_steps(1000) > 0 and recipe.train.global_batch_size % recipe.bn_group_size() == 0
+    create_trunk(recipe.encoder.trunk, 0, **recipe.encoder.trunk_options)
