@@ -112,7 +112,9 @@ class Plan:
     def learning_rate(self, step: int) -> float:
         """Learning rate of the step after ``step`` are done."""
         o = self.optimizer
-        share = factor(step, self.steps, o.warmup_steps, o.schedule, o.final_lr_factor)
+        # A run that is cut short by an override should still reach its peak.
+        warmup = min(o.warmup_steps, self.steps // 10)
+        share = factor(step, self.steps, warmup, o.schedule, o.final_lr_factor)
         return o.peak_lr(self.global_batch_size) * share
 
 
