@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from hpc.config import option
@@ -117,6 +118,10 @@ class Engine:
             dist_init_required=False,
         )
         self.module: nn.Module = module
+        # DeepSpeed refuses to reduce float64, which is there to check things rather than to train.
+        self._own_reduction = next(module.parameters()).dtype == torch.float64
+        if self._own_reduction:
+            self.deepspeed.enable_backward_allreduce = False
 
     def forward(self, *inputs: Any) -> Any:
         """Outputs of the module."""
@@ -128,6 +133,11 @@ class Engine:
         DeepSpeed averages over the ranks where the parts want a sum, hence the factor.
         """
         self.deepspeed.backward(loss * self.topology.world_size)
+        if self._own_reduction:
+            for parameter in self.module.parameters():
+                if parameter.grad is not None:
+                    dist.all_reduce(parameter.grad)
+                    parameter.grad /= self.topology.world_size
 
     def step(self, lr: float) -> None:
         """One optimizer step at learning rate ``lr`` (every parameter group)."""

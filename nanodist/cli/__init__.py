@@ -36,6 +36,8 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="'nanodist COMMAND --help' explains a command. Exit codes: 0 done, 1 a failure, 2 your input.",
     )
     parser.add_argument("--version", action="version", version=f"nanodist {__version__}")
+    # DeepSpeed's launcher puts it before everything else; the same number stands in LOCAL_RANK.
+    parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)
     parser.add_argument("command", metavar="COMMAND", choices=COMMANDS, help="One of the commands above.")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     return parser

@@ -15,8 +15,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("recipe", help="A YAML file, or the name of a packaged recipe.")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="Changes, such as train.steps=20.")
-    # DeepSpeed's launcher adds it; the same number stands in LOCAL_RANK.
-    parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)
     parser.add_argument("--print-recipe", action="store_true", help="Print what would run, and stop.")
 
 

@@ -95,11 +95,13 @@ def _blur(views: Tensor, parameters: ViewParameters, config: ViewsConfig) -> Ten
     if len(chosen) == 0:
         return views
     index = torch.from_numpy(chosen).to(views.device)
-    sigma = torch.from_numpy(parameters.blur_sigma_px[chosen]).to(views.device, torch.float32)
-    # One kernel size for all, or the result would depend on which samples share a batch.
+    sigma = torch.from_numpy(parameters.blur_sigma_px[chosen]).to(views.device)
+    # One kernel size for all, or the result would depend on which samples share a batch. In float64, since the
+    # convolution sums in an order that depends on the number of samples; rounded to float32 that is gone.
     reach = min(math.ceil(3 * config.blur_sigma_px[1]), config.size_px // 2 - 1)
-    blurred = gaussian_blur2d(views[index], 2 * reach + 1, torch.stack([sigma, sigma], 1), "reflect")
-    return views.index_copy(0, index, blurred)
+    sigmas = torch.stack([sigma, sigma], 1)
+    blurred = gaussian_blur2d(views[index].double(), 2 * reach + 1, sigmas, "reflect")
+    return views.index_copy(0, index, blurred.to(views.dtype))
 
 
 def _add_noise(views: Tensor, std: Tensor, keys: Tensor, config: ViewsConfig) -> Tensor:

@@ -110,3 +110,16 @@ def test_a_changed_recipe_is_refused_with_the_keys_named(folder):
     process = _start(folder, run, 1, "train.steps=2", "data.workers=0")
     assert process.wait(timeout=120) == 0
     assert "is complete" in (folder / f"{run}.log").read_text()
+
+
+def test_in_fp64_the_curve_of_two_ranks_is_that_of_one(folder):
+    """In fp32, training amplifies rounding; in fp64, twenty steps at full rate still agree."""
+    overrides = ["train.precision=fp64", "train.steps=20", "train.bn_group_size=32", "optimizer.warmup_steps=0"]
+    overrides += ["optimizer.name=sgd", "optimizer.lr=0.2", "views.crop_px=[90, 96]", "views.noise_probability=0.2"]
+    curves = []
+    for ranks in (1, 2):
+        _finish(_start(folder, f"wide-{ranks}", ranks, *overrides), folder, f"wide-{ranks}")
+        curves.append([point[1] for point in _curve(folder, f"wide-{ranks}")])
+    one, two = curves
+    assert len(one) == 20 and min(one) < 0.8 * one[0]
+    assert max(abs(a - b) / a for a, b in zip(one, two, strict=True)) < 1e-9
