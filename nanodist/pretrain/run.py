@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,7 @@ def pretrain(recipe: PretrainRecipe) -> Path:
         UserError: the store, the run directory or the number of ranks does not suit the recipe.
     """
     topology = detect()
+    _check_installed()
     store = _open_store(recipe)
     fingerprint, what = identity(recipe, store)
     path = Path(recipe.run_dir or f"runs/{fingerprint}")
@@ -54,6 +56,13 @@ def pretrain(recipe: PretrainRecipe) -> Path:
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _check_installed() -> None:
+    # Before anything is written, so that nothing is left behind.
+    missing = [name for name in ("deepspeed", "kornia") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"training needs {' and '.join(missing)}: pip install 'nanodist[train]'")
 
 
 def _open_store(recipe: PretrainRecipe) -> Store:
@@ -80,8 +89,9 @@ def _run(
 ) -> Path:
     world = dist.new_group() if topology.world_size > 1 else None
     layout = make_layout(recipe.train.global_batch_size, recipe.bn_group_size(), topology.rank, topology.world_size)
-    run = _prepare_run_dir(recipe, topology, path, fingerprint, what)
     task = PretrainTask(recipe, store, topology, device, layout, world)
+    # Only now, so that a recipe whose model cannot be built leaves no run directory.
+    run = _prepare_run_dir(recipe, topology, path, fingerprint, what)
     plan = _plan(recipe, store)
     optimizer = build_optimizer(task.module, recipe.optimizer, plan.learning_rate(0))
     engine = Engine(

@@ -112,6 +112,22 @@ def test_a_changed_recipe_is_refused_with_the_keys_named(folder):
     assert "is complete" in (folder / f"{run}.log").read_text()
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("encoder.trunk=resnet81", "timm has no model 'resnet81'"),
+        ("train.bn_group_size=12", "bn_group_size 12 does not divide 32"),
+        ("encoder.trunk_options={drop_path_rate: 0.1}", "drops at random"),
+    ],
+)
+def test_a_recipe_that_cannot_run_leaves_no_run_directory(folder, override, said):
+    run = "impossible-" + override.split("=")[0]
+    assert _start(folder, run, 1, override).wait(timeout=120) == 2
+    lines = (folder / f"{run}.log").read_text().strip().splitlines()
+    assert said in lines[-1] and not any("Traceback" in line for line in lines)
+    assert not (folder / run).exists()
+
+
 def test_in_fp64_the_curve_of_two_ranks_is_that_of_one(folder):
     """In fp32, training amplifies rounding; in fp64, twenty steps at full rate still agree."""
     overrides = ["train.precision=fp64", "train.steps=20", "train.bn_group_size=32", "optimizer.warmup_steps=0"]

@@ -1,7 +1,9 @@
 """A plain install has no DeepSpeed, MPI, kornia, webdataset, W&B or submitit, and must do without."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 EXTRAS = ("deepspeed", "mpi4py", "kornia", "webdataset", "wandb", "submitit", "onnx", "imagecodecs")
 # An import of a name that stands for None fails as one that is not installed.
@@ -24,16 +26,19 @@ export_timm(random_encoder(EncoderSpec("test_resnet", 32, 0.5, 0.2), 0), root / 
 probe = ["probe", f"e={root}/e", "--store", str(root / "s"), "--out", str(root / "p")]
 assert main([*probe, "--labels-per-class", "1,2", "--splits", "1", "--seeds", "2", "--baselines", "none"]) == 0
 assert main(["pretrain", "simclr", "data.store=" + str(root / "s"), "train.global_batch_size=4"]) == 2
+assert not pathlib.Path("runs").exists()
 print("done")
 """
 
 
-def _python(code):
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+def _python(code, folder=None):
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent.parent)}
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=folder, env=environment)
 
 
-def test_pack_probe_and_export_need_no_extra():
-    done = _python(BLOCK + USE)
+def test_pack_probe_and_export_need_no_extra(tmp_path):
+    done = _python(BLOCK + USE, tmp_path)
     assert done.returncode == 0 and done.stdout.strip().endswith("done"), done.stderr[-3000:]
     assert "pip install 'nanodist[train]'" in done.stderr
 
