@@ -145,11 +145,6 @@ class Engine:
             group["lr"] = lr
         self.deepspeed.step()
 
-    def gradient_norm(self) -> float | None:
-        """L2 norm of the last gradient where DeepSpeed computed one."""
-        norm = self.deepspeed.get_global_grad_norm()
-        return None if norm is None else float(norm)
-
 
 def _deepspeed_config(
     config: EngineConfig, topology: Topology, global_batch_size: int, clip_norm: float, module: nn.Module

@@ -40,7 +40,6 @@ class EncoderSpec:
         mean, std: of the pixels, on the scale where black is 0 and full scale (255 or 65535) is 1.
         normalise: ``"store"`` subtracts ``mean`` and divides by ``std``; ``"image"`` uses each image's own mean and
             standard deviation, so that exposure does not matter, and then ``mean`` and ``std`` are not used.
-        embed_crop_px: side of the central square of an image that is embedded, before it is reduced; 0 takes all.
         pooling: which feature stages are averaged over the image and joined: the last, the last two, or all.
         looks: how often, and how, an image is looked at; the features of the looks are joined. Each is ``(scale,
             crop_px, symmetries)``: the factor by which the image is resized, the side in its own pixels of the central

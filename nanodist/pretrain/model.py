@@ -83,9 +83,9 @@ def _warm_start(trunk: nn.Module, source: str, spec: EncoderSpec) -> None:
         weights = create_trunk(source.removeprefix("timm:"), 0, pretrained=True, **spec.trunk_options).state_dict()
     else:
         weights = load_encoder(source).trunk.state_dict()
-    missing, unexpected = trunk.load_state_dict(
-        {name: w for name, w in weights.items() if w.shape == dict(trunk.state_dict()).get(name, w).shape}, strict=False
-    )
+    own = trunk.state_dict()
+    fitting = {name: w for name, w in weights.items() if w.shape == own.get(name, w).shape}
+    missing, unexpected = trunk.load_state_dict(fitting, strict=False)
     if missing or unexpected:
         first = (missing or unexpected)[0]
         raise UserError(f"init_from {source} does not fit trunk '{spec.trunk}' (first mismatch: {first})")

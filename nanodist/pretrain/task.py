@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from hpc.batch_norm import Layout
 from hpc.checkpoint.files import CheckpointError
-from hpc.collectives import Group, group_size
+from hpc.collectives import Group, gather_rows
 from hpc.topology import Topology
 from nanodist.encoders import EncoderSpec
 from nanodist.objectives import build_objective
@@ -105,7 +104,7 @@ class PretrainTask:
     @torch.no_grad()
     def measures(self, outputs: dict[str, Tensor]) -> dict[str, float]:
         """Collapse measures of the global batch; on rank 0, nothing elsewhere."""
-        a, b = (_gathered(outputs[name].float(), self.group) for name in ("a", "b"))
+        a, b = (gather_rows(outputs[name].float(), self.group) for name in ("a", "b"))
         return collapse_measures(a, b) if self.topology.is_main else {}
 
     def epochs_done(self, step: int) -> float:
@@ -139,11 +138,3 @@ class PretrainTask:
         saved, here = state["seen"]["manifest_hash"], self.store.manifest_hash
         if saved != here:
             raise CheckpointError(f"the checkpoint was trained on store {saved}, this one is {here}")
-
-
-def _gathered(x: Tensor, group: Group) -> Tensor:
-    if group is None:
-        return x
-    parts = [torch.empty_like(x) for _ in range(group_size(group))]
-    dist.all_gather(parts, x.contiguous(), group=group)
-    return torch.cat(parts)
