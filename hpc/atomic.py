@@ -69,6 +69,8 @@ def directory(path: Path) -> Iterator[Path]:
             if file.is_file():
                 with open(file, "rb") as handle:
                     os.fsync(handle.fileno())
+        for folder in (temporary, *(path for path in temporary.rglob("*") if path.is_dir())):
+            sync_directory(folder)
         if path.exists():
             path.rmdir()
         os.replace(temporary, path)

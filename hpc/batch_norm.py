@@ -8,6 +8,8 @@ and are equal on all ranks.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,10 +20,18 @@ from hpc.collectives import Group, group_size
 from hpc.errors import UserError
 
 
-def legal_world_sizes(global_batch_size: int, bn_group_size: int, most: int = 1024) -> list[int]:
-    """World sizes up to ``most`` that share the batch evenly and keep every group whole inside equal ranks."""
-    sizes = [w for w in range(1, min(most, global_batch_size) + 1) if global_batch_size % w == 0]
-    local = {w: global_batch_size // w for w in sizes}
+def legal_world_sizes(
+    global_batch_size: int, bn_group_size: int, most: int = 1024, micro_batches: int = 1
+) -> list[int]:
+    """World sizes up to ``most`` that share the batch evenly and keep every group whole inside one micro-step.
+
+    With ``micro_batches``, all ranks together pass over that many equal, contiguous parts of the global batch in turn.
+    """
+    step, rest = divmod(global_batch_size, micro_batches)
+    if rest or step % bn_group_size:
+        return []
+    sizes = [w for w in range(1, min(most, step) + 1) if step % w == 0]
+    local = {w: step // w for w in sizes}
     return [w for w in sizes if local[w] % bn_group_size == 0 or bn_group_size % local[w] == 0]
 
 
@@ -29,8 +39,8 @@ class Layout:
     """Where BatchNorm groups lie; shared by all BatchNorm layers of a module.
 
     Args:
-        bn_group_size: samples a group.
-        local_batch_size: samples of one view that this rank holds.
+        bn_group_size: rows a group: samples of one view, or of both.
+        local_batch_size: rows that pass through a layer at a time on this rank.
         world: group of all ranks, for running statistics; ``None`` for one process. Its own, so that these
             collectives never interleave with those of the engine.
         span: group of the ranks that share one BatchNorm group; ``None`` where a rank holds whole groups.
@@ -46,6 +56,21 @@ class Layout:
         self.bn_group_size, self.local_batch_size = bn_group_size, local_batch_size
         self.world, self.span = world, span
         self.layers: list[GroupedBatchNorm] = []
+        self._replaying = False
+
+    @contextmanager
+    def replaying(self) -> Iterator[None]:
+        """While it is open, what layers see does not count for the running statistics: it was seen before."""
+        self._replaying = True
+        try:
+            yield
+        finally:
+            self._replaying = False
+
+    def note(self, layer: GroupedBatchNorm, statistics: Tensor) -> None:
+        """Keep what a layer saw, (2, C), for the next update."""
+        if not self._replaying:
+            layer.seen.append(statistics)
 
     @property
     def chunk(self) -> int:
@@ -78,21 +103,25 @@ class Layout:
             layer.seen.clear()
 
 
-def make_layout(global_batch_size: int, bn_group_size: int, rank: int, world_size: int) -> Layout:
+def make_layout(
+    global_batch_size: int, bn_group_size: int, rank: int, world_size: int, micro_batches: int = 1, views: int = 1
+) -> Layout:
     """The :class:`Layout` of this rank; collective, since it makes process groups.
+
+    Args:
+        global_batch_size: samples a step.
+        bn_group_size: samples a group.
+        rank, world_size: this rank among all.
+        micro_batches: parts of the global batch that all ranks pass over in turn.
+        views: rows of one sample that share a group and follow each other; 1 where each view passes by itself.
 
     Raises:
         UserError: the world size cannot keep the groups; the legal ones are named.
     """
-    if world_size not in legal_world_sizes(global_batch_size, bn_group_size, max(world_size, 1)):
-        legal = ", ".join(map(str, legal_world_sizes(global_batch_size, bn_group_size)))
-        raise UserError(
-            f"{world_size} ranks cannot share a global batch of {global_batch_size} with BatchNorm groups of "
-            f"{bn_group_size}; legal numbers of ranks: {legal or 'none (bn_group_size must divide the batch)'}"
-        )
-    local = global_batch_size // world_size
+    check_world_size(global_batch_size, bn_group_size, world_size, micro_batches)
+    local = global_batch_size // (world_size * micro_batches)
     if world_size == 1:
-        return Layout(bn_group_size, local)
+        return Layout(bn_group_size * views, local * views)
     world, span = dist.new_group(), None
     ranks = bn_group_size // local
     if ranks > 1:
@@ -101,7 +130,20 @@ def make_layout(global_batch_size: int, bn_group_size: int, rank: int, world_siz
             members = list(range(first, first + ranks))
             made = dist.new_group(members)
             span = made if rank in members else span
-    return Layout(bn_group_size, local, world, span)
+    return Layout(bn_group_size * views, local * views, world, span)
+
+
+def check_world_size(global_batch_size: int, bn_group_size: int, world_size: int, micro_batches: int = 1) -> None:
+    """Raise a ``UserError`` that names the legal numbers of ranks, where ``world_size`` is none of them."""
+    if world_size in legal_world_sizes(global_batch_size, bn_group_size, max(world_size, 1), micro_batches):
+        return
+    legal = ", ".join(map(str, legal_world_sizes(global_batch_size, bn_group_size, 1024, micro_batches)))
+    parts = f" in {micro_batches} micro-batches" if micro_batches > 1 else ""
+    none = f"none (bn_group_size must divide the {'batch' if micro_batches == 1 else 'samples of a micro-step'})"
+    raise UserError(
+        f"{world_size} {'rank' if world_size == 1 else 'ranks'} cannot share a global batch of {global_batch_size}"
+        f"{parts} with BatchNorm groups of {bn_group_size}; legal numbers of ranks: {legal or none}"
+    )
 
 
 class _GroupNormalise(torch.autograd.Function):
@@ -235,7 +277,7 @@ class GroupedBatchNorm(nn.Module):
         count = self.layout.bn_group_size * x[0, 0].numel()
         # Running variances are unbiased, as torch's are.
         unbiased = variances * (count / max(count - 1, 1))
-        self.seen.append(torch.stack([means.mean(0), unbiased.mean(0)]))
+        self.layout.note(self, torch.stack([means.mean(0), unbiased.mean(0)]))
         return y  # type: ignore[no-any-return]
 
     def move(self, statistics: Tensor) -> None:

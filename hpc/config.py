@@ -12,7 +12,7 @@ import difflib
 import hashlib
 import json
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
@@ -46,14 +46,16 @@ def section(cls: type, *, how: bool = False) -> Any:
 def build(cls: type[C], values: Mapping[str, Any], where: str = "") -> C:
     """Make a ``cls`` from nested mappings, checking every key, type and bound.
 
-    After the fields, ``check(self)`` is called where the class has one; a ``ValueError`` from it is reported under
-    the section's name.
+    Where the class has ``expand(values)``, a class method, it first turns what was written into plain values of fields
+    (a preset's name into what it stands for). After the fields, ``check(self)`` is called where the class has one. A
+    ``ValueError`` from either is reported under the section's name.
 
     Raises:
         UserError: unknown key (with the nearest known one), missing key, wrong type or value out of bounds.
     """
     if not isinstance(values, Mapping):
         raise UserError(f"recipe section '{where or 'top level'}' must be a mapping, not {values!r}")
+    values = _reported(where, getattr(cls, "expand", dict), values)
     hints = get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     prefix = f"{where}." if where else ""
@@ -69,11 +71,16 @@ def build(cls: type[C], values: Mapping[str, Any], where: str = "") -> C:
     made = cls(**arguments)
     check = getattr(made, "check", None)
     if check is not None:
-        try:
-            check()
-        except ValueError as error:
-            raise UserError(f"recipe section '{where or 'top level'}': {error}") from None
+        _reported(where, check)
     return made
+
+
+def _reported(where: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """What ``function`` returns; its ``ValueError`` becomes the user's, under the name of the section."""
+    try:
+        return function(*arguments)
+    except ValueError as error:
+        raise UserError(f"recipe section '{where or 'top level'}': {error}") from None
 
 
 def _unknown(prefix: str, name: str, known: list[str]) -> str:

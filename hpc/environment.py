@@ -120,13 +120,63 @@ def gpu() -> Finding:
 
 
 def cores() -> int:
-    """CPU cores that this process may use: its affinity mask, and below that the container's quota."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """CPU cores that this process may use: its affinity mask, and below that the quota of its cgroup or container."""
+    allowed = float(_mask())
+    for text in _cgroup_values("cpu.max"):
+        quota, _, period = text.partition(" ")
+        if quota.isdigit() and period.isdigit():
+            allowed = min(allowed, int(quota) / int(period))
+    return max(1, int(allowed))
+
+
+def cores_of_rank(local_world_size: int) -> int:
+    """Cores for one of ``local_world_size`` ranks on this node, at least 1.
+
+    A launcher that bound the rank (an affinity mask smaller than the machine) has shared already; a quota is that of
+    the container or the job, and still to be shared.
+    """
+    mask, allowed = _mask(), cores()
+    bound = mask < (os.cpu_count() or 1) and allowed == mask
+    return max(1, allowed if bound else allowed // local_world_size)
+
+
+def _mask() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory_bytes(environ: Mapping[str, str] = os.environ) -> int:
+    """Memory that the processes of this job may use on this node: of the machine, the cgroup, or the Slurm job.
+
+    0 where the system does not tell.
+    """
+    limits = [_memory_bytes(), *(int(text) for text in _cgroup_values("memory.max") if text.isdigit())]
+    # Slurm may watch over memory without a cgroup.
+    node, cpu, count = (environ.get(f"SLURM_{name}", "") for name in ("MEM_PER_NODE", "MEM_PER_CPU", "CPUS_ON_NODE"))
+    if node.isdigit():
+        limits.append(int(node) * 2**20)
+    elif cpu.isdigit() and count.isdigit():
+        limits.append(int(cpu) * int(count) * 2**20)
+    return min((limit for limit in limits if limit > 0), default=0)
+
+
+def _cgroup_values(name: str, root: Path = Path("/sys/fs/cgroup"), mine: str = "/proc/self/cgroup") -> list[str]:
+    """What the file ``name`` says in the cgroup (version 2) of this process and in those above it.
+
+    The limit of a job is not set in the innermost one.
+    """
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return allowed if quota == "max" else max(1, min(allowed, int(quota) // int(period)))
-    except (OSError, ValueError):
-        return allowed
+        lines = Path(mine).read_text().splitlines()
+        inside = root / next(line for line in lines if line.startswith("0::"))[3:].lstrip("/")
+    except (OSError, StopIteration):
+        inside = root
+    found = []
+    for folder in (inside, *inside.parents):
+        if folder.is_relative_to(root):
+            try:
+                found.append((folder / name).read_text().strip())
+            except OSError:
+                continue
+    return found
 
 
 def cpu() -> Finding:
@@ -138,7 +188,7 @@ def cpu() -> Finding:
     except (OSError, StopIteration):
         pass
     fast = [text for flag, text in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX-512")) if flag in flags]
-    memory = f", {_memory_bytes() / GIB:.0f} GiB memory" if _memory_bytes() else ""
+    memory = f", {memory_bytes() / GIB:.0f} GiB memory" if memory_bytes() else ""
     bf16 = f"bf16 by {fast[0]}" if fast else "no bf16 instructions"
     return Finding("cpu", "ok", f"{cores()} of {os.cpu_count()} cores{memory}, {bf16}")
 

@@ -14,7 +14,9 @@ import os
 import platform
 import socket
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +115,7 @@ class RunDir:
         first_step: int,
         hosts: Sequence[str] = (),
         versions: Mapping[str, str] | None = None,
+        former_end: str | None = None,
     ) -> int:
         """Record a start of the run, and return its number from 0.
 
@@ -123,13 +126,20 @@ class RunDir:
             first_step: the first step that this start will train.
             hosts: host names of the ranks; this host alone if empty.
             versions: versions beside the ones of the installed packages.
+            former_end: what is known of how the start before it ended, such as ``"killed for memory (Slurm:
+                OUT_OF_MEMORY)"``, used where it recorded no end itself.
+
+        Raises:
+            UserError: ``run.json`` cannot be read or written.
         """
         record = self.record()
-        for start in record["starts"]:
-            if start["reason"] is None:
-                logged = [line["step"] for line in metric_lines(self.metrics_path)]
-                start["reason"] = KILLED
-                start["last_step"] = logged[-1] if logged and logged[-1] >= start["first_step"] else None
+        unended = [start for start in record["starts"] if start["reason"] is None]
+        if unended:
+            logged = [line["step"] for line in metric_lines(self.metrics_path)]
+        for start in unended:
+            known = former_end if start is record["starts"][-1] else None
+            start["reason"] = known or KILLED
+            start["last_step"] = logged[-1] if logged and logged[-1] >= start["first_step"] else None
         record["starts"].append(
             {
                 "began": _now(),
@@ -146,43 +156,127 @@ class RunDir:
                 "git_commit": git_commit(),
             }
         )
-        atomic.write_json(self.record_path, record)
+        try:
+            atomic.write_json(self.record_path, record)
+        except OSError as error:
+            raise UserError(f"{self.record_path} cannot be written: {error.strerror or error}") from None
         return len(record["starts"]) - 1
 
     def end_start(self, last_step: int, reason: str) -> None:
-        """Record that the present start ended after ``last_step``, and why, such as ``"completed"``."""
+        """Record that the present start ended after ``last_step``, and why.
+
+        A disk that takes no more gives a warning and no error: why the start ended matters more, and the next start
+        marks this one.
+
+        Args:
+            last_step: optimizer steps done.
+            reason: ``"completed"``, ``"preempted: SIGUSR2"``, ``"interrupted"``, ``"failed: ..."``.
+        """
         record = self.record()
         record["starts"][-1].update(ended=_now(), last_step=last_step, reason=reason)
-        atomic.write_json(self.record_path, record)
+        try:
+            atomic.write_json(self.record_path, record)
+        except OSError as error:
+            print(f"warning: {self.record_path} cannot be written ({error.strerror or error})", file=sys.stderr)
+
+
+def futile_starts(record: Mapping[str, Any], first_step: int | None = None) -> int:
+    """How many starts at the end of the list failed or were killed without one checkpointed step of progress.
+
+    A start progressed if the next one began at a later step. One that completed ends the count as well. Those that
+    were preempted or interrupted from outside neither count nor end it, unless they progressed.
+
+    Args:
+        record: what :meth:`RunDir.record` gave.
+        first_step: the step that a start which is not in the list yet will begin with. Without it, the last start of
+            the list is the present one, which is not counted.
+    """
+    starts = record["starts"]
+    begins = [start["first_step"] for start in starts] + ([] if first_step is None else [first_step])
+    count = 0
+    for start, next_begin in zip(reversed(starts[: len(begins) - 1]), reversed(begins[1:]), strict=True):
+        reason = start["reason"] or KILLED
+        if next_begin > start["first_step"] or reason.startswith("completed"):
+            break
+        count += not reason.startswith(("preempted", "interrupted"))
+    return count
 
 
 class MetricsWriter:
-    """Appends one JSON object a line to ``metrics.jsonl``; what is there is never changed."""
+    """Appends one JSON object a line to ``metrics.jsonl``; what is there is never changed.
+
+    A disk that takes no more does not end a run: the lines wait in memory, each next one tries again, and one warning
+    is given.
+    """
 
     def __init__(self, path: str | Path) -> None:
-        self._file = open(path, "ab+")  # noqa: SIM115  closed by close()
-        if self._file.tell() > 0:
-            self._file.seek(-1, os.SEEK_END)
-            if self._file.read(1) != b"\n":
-                # A killed start tore its last line; what comes now must not be glued to it.
-                self._file.write(b"\n")
+        self._path = Path(path)
+        self._file: FileIO | None = None
+        self._waiting = bytearray()
+        self._warned = self._opened = False
+        self._send()
 
     def write(self, values: Mapping[str, Any]) -> None:
         """Append ``values`` (text, numbers, 0-d tensors); NaN and infinity become null and are named in ``nonfinite``.
 
-        The line reaches the operating system before this returns, so a killed process loses none.
+        The line reaches the operating system before this returns (if the disk takes it), so a killed process loses
+        none.
         """
         plain = {name: _plain(value) for name, value in values.items()}
         nonfinite = [name for name, value in plain.items() if isinstance(value, float) and not math.isfinite(value)]
         plain.update(dict.fromkeys(nonfinite))
         if nonfinite:
             plain["nonfinite"] = nonfinite
-        self._file.write(json.dumps(plain, allow_nan=False).encode() + b"\n")
-        self._file.flush()
+        self._waiting += json.dumps(plain, allow_nan=False).encode() + b"\n"
+        self._send()
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Write what waits, say what cannot be written, and close the file."""
+        self._send()
+        if self._waiting:
+            lines = self._waiting.count(b"\n")
+            print(f"warning: the last {lines} lines for {self._path} are lost", file=sys.stderr)
+            self._waiting.clear()
+        self._close()
+
+    def _send(self) -> None:
+        try:
+            if self._file is None:
+                self._open()
+            while self._waiting and self._file is not None:
+                # A full disk may take a part of a line; the rest follows as soon as there is room.
+                del self._waiting[: self._file.write(self._waiting)]
+        except OSError as error:
+            # Opened anew at the next try, as the handle may be what is broken (a file server that came back).
+            self._close()
+            self._warn(error)
+
+    def _open(self) -> None:
+        self._file = open(self._path, "ab+", buffering=0)  # noqa: SIM115  closed by close()
+        if not self._opened and self._file.tell() > 0:
+            self._file.seek(-1, os.SEEK_END)
+            if self._file.read(1) != b"\n":
+                # A killed start tore its last line; what comes now must not be glued to it.
+                self._waiting[:0] = b"\n"
+        self._opened = True
+
+    def _close(self) -> None:
+        file, self._file = self._file, None
+        try:
+            if file is not None:
+                file.close()
+        except OSError as error:  # a quota of a network disk is told only here
+            self._warn(error)
+
+    def _warn(self, error: OSError) -> None:
+        if not self._warned:
+            why = error.strerror or error
+            print(
+                f"warning: {self._path} cannot be written ({why}); training goes on, and its lines are kept in memory "
+                "until they can be",
+                file=sys.stderr,
+            )
+        self._warned = True
 
 
 def _plain(value: Any) -> Any:
@@ -191,17 +285,29 @@ def _plain(value: Any) -> Any:
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of the surviving history of a run, with growing ``step``.
+    """What the surviving history of a run logged, one dictionary a step, with growing ``step``.
 
     A step that comes again after a resume counts once: from there on, what the dead start had logged is left out.
-    A line torn by a kill is left out as well. A missing file gives an empty list.
+    Two lines in a row of the same step (of training and of an evaluation) are one. A line torn by a kill is left out.
+    A missing file gives an empty list.
     """
     history: list[dict[str, Any]] = []
     for line in metric_lines(path):
+        if history and history[-1]["step"] == line["step"]:
+            history[-1] = _joined(history[-1], line)
+            continue
         while history and history[-1]["step"] >= line["step"]:
             history.pop()
         history.append(line)
     return history
+
+
+def _joined(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """Both lines of one step; where they overlap, the later holds."""
+    joined = {**first, **second}
+    nonfinite = [name for name in first.get("nonfinite", []) if name not in second] + second.get("nonfinite", [])
+    joined.pop("nonfinite", None)
+    return {**joined, "nonfinite": nonfinite} if nonfinite else joined
 
 
 def metric_lines(path: str | Path) -> list[dict[str, Any]]:

@@ -103,6 +103,14 @@ class Topology:
         environ[MARK] = json.dumps({"token": token, "environ": recorded})
         _exported_here[token] = self
 
+    def shrunk(self, world_size: int) -> Topology:
+        """The place of this rank, which must be below ``world_size``, where the ranks from there on take no part."""
+        first_here = self.rank - self.local_rank
+        # Ranks follow each other on a node, as launchers place them by default; else some of a node's are left out.
+        local = max(self.local_rank + 1, min(self.local_world_size, world_size - first_here))
+        nodes = max(self.node_rank + 1, min(self.node_count, world_size))
+        return dataclasses.replace(self, world_size=world_size, local_world_size=local, node_count=nodes)
+
     def as_dict(self) -> dict[str, int | str]:
         """The fields as plain values, for ``run.json``."""
         return dataclasses.asdict(self)

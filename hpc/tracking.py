@@ -170,7 +170,12 @@ def _start_wandb(run_dir: RunDir, mode: str, wanted: Mapping[str, Any]) -> Any:
         settings=wandb.Settings(**quiet),
     )
     if fresh:
-        atomic.write_text(id_path, run_id + "\n")
+        try:
+            # Without its id on the disk, the next start would begin another run.
+            atomic.write_text(id_path, run_id + "\n")
+        except OSError:
+            run.finish(exit_code=1)
+            raise
         for line in read_metrics(run_dir.metrics_path):
             run.log(line, step=line["step"])
     return run

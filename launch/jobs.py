@@ -10,7 +10,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import signal
+import subprocess
 from typing import Any
+
+from hpc.preemption import EXIT_CODE
+
+MOST_RESTARTS = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,10 +26,12 @@ class PretrainJob:
     Args:
         recipe: name of a packaged recipe, or path of a YAML file that the nodes can read.
         overrides: dotted overrides, ``key=value``.
+        restarts: how often it may still be put back into the queue after it was preempted.
     """
 
     recipe: str
     overrides: tuple[str, ...] = ()
+    restarts: int = MOST_RESTARTS
 
     def arguments(self) -> list[str]:
         """The command line after ``nanodist``."""
@@ -32,16 +40,23 @@ class PretrainJob:
     def __call__(self) -> str:
         """Run to the end, continuing what an earlier start left in the run directory.
 
+        submitit's own handler of SIGUSR2 requeues at once, wherever the training stands, and on rank 0 only. While
+        training runs, nanodist's handlers are in its place: all ranks save between two steps and end with exit code
+        75, and then rank 0 requeues here.
+
         Returns:
             What was run, as a line.
 
         Raises:
-            RuntimeError: the command ended with another exit code than 0; its reason stands in the job's log.
+            RuntimeError: the command ended with another exit code than 0 and 75; its reason stands in the job's log.
+            SystemExit: the job was preempted, and it is in the queue again, or it is another rank of one that is.
         """
         from nanodist.cli import main
 
         line = " ".join(["nanodist", *self.arguments()])
         code = main(self.arguments())
+        if code == EXIT_CODE:
+            requeue(self, line)
         if code != 0:
             raise RuntimeError(f"'{line}' ended with exit code {code}")
         return line
@@ -51,6 +66,47 @@ class PretrainJob:
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self, *args, **kwargs)
+
+
+def requeue(job: PretrainJob, line: str) -> None:
+    """Put the job that this process is in back into the queue, as submitit does it; ends the process.
+
+    Rank 0 does it, once, for all. No rank leaves a result behind, which would tell submitit that the job is over, and
+    all end with code 0 (the local executor: submitit's code for it), so that no rank takes the step of rank 0 down
+    before it is done. Job arrays are requeued by their own id (``123_4``).
+
+    Raises:
+        RuntimeError: it was requeued as often as it may, or Slurm does not take it.
+    """
+    import submitit
+    from submitit.core.utils import DelayedSubmission, temporary_save_path
+
+    try:
+        environment = submitit.JobEnvironment()
+    except RuntimeError:
+        environment = None
+    if environment is None or environment.cluster == "debug":
+        raise RuntimeError(f"'{line}' was asked to stop and is saved; start it again, it goes on")
+    # What would come now is asked already; submitit's handler would requeue a second time.
+    for number in (signal.SIGUSR2, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    if job.restarts <= 0:
+        raise RuntimeError(f"'{line}' was preempted after {MOST_RESTARTS} restarts; submit it again, it goes on")
+    if environment.global_rank != 0:
+        raise SystemExit(0)
+    pickle = environment.paths.submitted_pickle
+    delayed = DelayedSubmission.load(pickle)
+    again = DelayedSubmission(dataclasses.replace(job, restarts=job.restarts - 1))
+    # Time-outs count for nothing here: the restarts are bounded, and each one of them began from a new checkpoint.
+    countdown = delayed._timeout_countdown
+    again.set_timeout(delayed._timeout_min, countdown)
+    with temporary_save_path(pickle) as temporary:
+        again.dump(temporary)
+    try:
+        environment._requeue(countdown)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise RuntimeError(f"'{line}' is saved but cannot be requeued ({error}); submit it again") from None
+    raise SystemExit(0)
 
 
 def check(job: PretrainJob) -> int:

@@ -13,6 +13,7 @@ from launch.resources import SlurmResources
 
 CLUSTERS = ("slurm", "local", "debug")
 _LOG_LINES = 5
+_SIGNAL_DELAY_S = 180
 
 
 def submit(
@@ -46,10 +47,21 @@ def submit(
     Path(folder).mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
         executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
-        executor.update_parameters(**resources.submitit_parameters(cluster), name=name)
+        executor.update_parameters(
+            **resources.submitit_parameters(cluster), **_preemption(resources, cluster), name=name
+        )
         return executor.submit(function)
     except (RuntimeError, OSError, submitit.core.utils.FailedSubmissionError) as error:
         raise UserError(f"the job cannot be submitted to {cluster}: {' '.join(str(error).split())}") from None
+
+
+def _preemption(resources: SlurmResources, cluster: str) -> dict[str, Any]:
+    """What makes a job of Slurm stoppable and requeueable, whatever the cluster's defaults are."""
+    if cluster != "slurm":
+        return {}
+    # SIGUSR2 so long before the end of the time, which is longer than a step and a save; shorter in a short job.
+    delay = min(_SIGNAL_DELAY_S, 60 * resources.time_min // 4)
+    return {"slurm_signal_delay_s": delay, "slurm_additional_parameters": {"requeue": True}}
 
 
 def wait(job: Any) -> str | None:

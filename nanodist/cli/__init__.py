@@ -16,6 +16,7 @@ COMMANDS = {
     "pack": "Pack micrographs into a store of WebDataset shards.",
     "inspect": "Show what a store holds.",
     "verify": "Check every hash of a store and decode every sample.",
+    "plan": "Predict memory, traffic and speed of a recipe on a cluster, and propose how to run it.",
     "pretrain": "Pretrain an encoder on a store, as a recipe says.",
     "views": "Draw the augmented views that a recipe makes of a store's samples.",
     "probe": "Measure a frozen encoder by kNN and a linear probe over the number of labels.",

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import sys
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from nanodist.shards import PackOptions, Store
+    from nanodist.shards.pack_ranks import Ranks
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -12,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("sources", nargs="+", type=Path, metavar="SRC", help="Folder of micrographs (with all below it) or a file.")
     add("--out", type=Path, required=True, metavar="STORE", help="Folder of the store, new or empty.")
+    add("--append", action="store_true", help="Add to the store at --out; its shards stay as they are.")
     add("--labels", metavar="folder|FILE.csv:COLUMN", help="Label by folder name, or by a CSV with a 'file' column.")
     add(
         "--groups",
@@ -29,23 +37,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--part", choices=("train", "test"), help="Pack only the groups to train on, or only the held-out ones.")
     add("--test-share", type=float, default=0.3, help="With --part: share of each label's groups that is held out.")
     add("--part-seed", type=int, default=0, help="With --part: seed of that choice.")
-    add("--tile", type=_tile, default=256, metavar="PX|none", help="Side of the tiles in pixels, or none to keep all.")
-    add("--overlap", type=int, default=0, metavar="PX", help="Pixels that neighbouring tiles share at least.")
-    add("--depth", type=int, default=8, choices=(8, 16), help="Bits a pixel in the store.")
+    add("--tile", type=_tile, metavar="PX|none", help="Side of the tiles in pixels (256), or none to keep all.")
+    add("--overlap", type=int, metavar="PX", help="Pixels that neighbouring tiles share at least (0).")
+    add("--depth", type=int, choices=(8, 16), help="Bits a pixel in the store (8).")
     add(
         "--normalise",
-        default="auto",
         choices=("auto", "always"),
-        help="Scale each micrograph by its percentiles: only where its depth differs from the store's, or always.",
+        help="Scale each micrograph by its percentiles: where its depth differs from the store's (auto), or always.",
     )
-    add("--shard-mb", type=float, default=128.0, metavar="MIB", help="Size of a shard in MiB.")
+    add("--shard-mb", type=float, metavar="MIB", help="Size of a shard in MiB (128).")
     add("--skip-bad", action="store_true", help="Set unreadable files aside instead of stopping at the first.")
-    add("--workers", type=int, metavar="N", help="Processes that convert; they change the time and nothing else.")
+    add(
+        "--workers", type=int, metavar="N", help="Processes a rank that convert; they change the time and nothing else."
+    )
 
 
-def _tile(text: str) -> int | None:
+def _tile(text: str) -> int | str:
     if text.lower() == "none":
-        return None
+        return "none"  # where None means that the option was not given
     try:
         return int(text)
     except ValueError:
@@ -53,21 +62,56 @@ def _tile(text: str) -> int | None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Pack, then say what is in the store and what is not."""
-    from nanodist.shards import PackOptions, Part, pack
+    """Pack, on as many ranks as a launcher started, then say what is in the store and what is not."""
+    from nanodist.shards.pack_ranks import OtherRankFailed, find_place, join
 
-    options = PackOptions(args.tile, args.overlap, args.depth, args.normalise, args.shard_mb, args.skip_bad)
+    place = find_place()
+    try:
+        with join(place) as ranks:
+            return _pack(args, ranks)
+    except OtherRankFailed as error:
+        print(f"nanodist pack: rank {place.rank} stops: {error}", file=sys.stderr)
+        return 1
+
+
+def _pack(args: argparse.Namespace, ranks: Ranks) -> int:
+    from nanodist.shards import Part, pack
+
     store = pack(
         args.sources,
         args.out,
-        options,
+        _options(args),
         labels=args.labels,
         groups=args.groups,
         unlisted=args.unlisted,
         exclude=args.exclude,
         part=Part(args.part, args.test_share, args.part_seed) if args.part else None,
         workers=args.workers,
+        append=args.append,
+        ranks=ranks,
     )
+    if ranks.rank == 0:
+        _print(store)
+    return 0
+
+
+def _options(args: argparse.Namespace) -> PackOptions:
+    """What was given; the rest is as in the store that grows, or the default."""
+    from nanodist.shards import PackOptions
+    from nanodist.shards.grow import stored_options
+
+    given = {
+        name: getattr(args, name)
+        for name in ("tile", "overlap", "depth", "normalise", "shard_mb")
+        if getattr(args, name) is not None
+    }
+    if given.get("tile") == "none":
+        given["tile"] = None
+    base = stored_options(args.out) if args.append else PackOptions()
+    return dataclasses.replace(base, **given, skip_bad=args.skip_bad)
+
+
+def _print(store: Store) -> None:
     facts = store.manifest.statistics
     labels = f", {len(facts['labels'])} labels" if facts["labels"] else ""
     print(
@@ -77,4 +121,3 @@ def run(args: argparse.Namespace) -> int:
     for reason, count in Counter(entry["reason"] for entry in store.manifest.dropped).most_common():
         example = next(entry["source"] for entry in store.manifest.dropped if entry["reason"] == reason)
         print(f"set aside {count}: {reason} (such as {example})")
-    return 0

@@ -8,29 +8,44 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Arguments of the command."""
-    parser.add_argument("recipe", help="A recipe (file or packaged name), or the recipe.yaml of a run.")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="Changes; data.store=FOLDER at least.")
-    parser.add_argument("--sample", action="append", default=[], help="Key of a sample; may come several times.")
-    parser.add_argument("--epoch", type=int, default=0, help="Epoch whose views are drawn (default 0).")
+    parser.add_argument("store", help="Folder of the store that the run was trained on.")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="Changes of the recipe.")
+    parser.add_argument(
+        "--sample", action="append", default=[], help="Key of a sample; may come several times (default: of the batch)."
+    )
+    parser.add_argument(
+        "--recipe", default="simclr", help="A recipe (file or packaged name), or the recipe.yaml of a run."
+    )
+    parser.add_argument(
+        "--step", type=int, help="Step, as metrics.jsonl counts them from 1 (default: the first that shows the sample)."
+    )
+    parser.add_argument(
+        "--count", type=int, default=6, help="Samples of the step's batch without --sample (default 6)."
+    )
     parser.add_argument("--out", default="views.png", help="PNG to write (default views.png).")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Draw the tile and both views of each sample, exactly as training sees them."""
+    """Draw each sample's tile and, beside it, both views as they were at the step."""
     from hpc.errors import UserError
     from nanodist.pretrain.recipe import load_recipe
-    from nanodist.shards import Store
-    from nanodist.views.sheet import write_view_sheet
+    from nanodist.shards import Order, Store
+    from nanodist.views.replay import caption, replay, write_replays
 
     recipe = load_recipe(options.recipe, options.overrides)
-    if not recipe.data.store:
-        raise UserError("data.store is not set; give data.store=FOLDER")
-    store = Store.open(recipe.data.store)
-    places = {key: i for i, key in enumerate(store.keys)}
-    for key in options.sample:
-        if key not in places:
-            raise UserError(f"{recipe.data.store} holds no sample '{key}'; nanodist inspect lists them")
-    samples = [places[key] for key in options.sample] or None
-    write_view_sheet(store, recipe.views, recipe.seed, Path(options.out), samples, options.epoch)
+    store = Store.open(options.store)
+    order = Order(len(store), recipe.seed, recipe.train.global_batch_size)
+    steps, positives = recipe.train.total_steps(len(store)), recipe.data.positives == "group"
+    step, keys = options.step, options.sample
+    if not keys:
+        step = 1 if step is None else step
+        if not 1 <= step <= steps:
+            raise UserError(f"the recipe has no step {step}; its steps run from 1 to {steps}")
+        _, indices = order.arrays(step - 1)
+        keys = [store.keys[i] for i in indices[: max(1, options.count)]]
+    replays = [replay(store, recipe.views, order, key, step, steps, positives) for key in keys]
+    for one in replays:
+        print(caption(one))
+    write_replays(replays, Path(options.out))
     print(options.out)
     return 0

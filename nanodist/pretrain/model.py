@@ -8,34 +8,53 @@ import torch
 from torch import Tensor, nn
 
 from hpc.batch_norm import Layout, convert
+from hpc.checkpoint.foreign import read_deepspeed
 from hpc.errors import UserError
 from hpc.seeding import key
 from nanodist.encoders import EncoderSpec, create_trunk, load_encoder, normalise
 from nanodist.heads import build_projector
 from nanodist.pretrain.recipe import PretrainRecipe
 
+DEEPSPEED = "deepspeed:"
+
 
 class TwoViewModel(nn.Module):
-    """Projections of two views; each view passes by itself, so that BatchNorm never mixes views.
+    """Projections of two views.
 
     Args:
         trunk, projector: weights in float32, or float64 for ``precision="fp64"``.
         spec: how pixels are normalised.
+        bn_views: ``"each"`` passes each view by itself, so that BatchNorm never mixes views; ``"both"`` passes them
+            together, the two views of a sample following each other, as the groups of BatchNorm want.
+        compiled: run the trunk through ``torch.compile``.
         precision: ``"bf16"`` runs trunk and projector under autocast; weights and their gradients stay float32.
         channels_last: memory layout of the images.
     """
 
     def __init__(
-        self, trunk: nn.Module, projector: nn.Module, spec: EncoderSpec, precision: str, channels_last: bool
+        self,
+        trunk: nn.Module,
+        projector: nn.Module,
+        spec: EncoderSpec,
+        precision: str,
+        channels_last: bool,
+        bn_views: str = "each",
+        compiled: bool = False,
     ) -> None:
         super().__init__()
+        self.bn_views = bn_views
+        # The method, not the module, so that weights keep their names.
+        self._features = torch.compile(trunk.forward) if compiled else trunk.forward
         self.trunk, self.projector, self.spec = trunk, projector, spec
         self.precision = precision
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
 
     def forward(self, views: Tensor) -> tuple[Tensor, Tensor]:
         """Projections (n, d) of each of ``views`` (2, n, 1, S, S) in [0, 1]."""
-        a, b = (self._project(view) for view in views)
+        if self.bn_views == "both":
+            a, b = self._project(views.transpose(0, 1).flatten(0, 1)).unflatten(0, (-1, 2)).unbind(1)
+        else:
+            a, b = (self._project(view) for view in views)
         return a, b
 
     def _project(self, view: Tensor) -> Tensor:
@@ -44,7 +63,7 @@ class TwoViewModel(nn.Module):
             torch.autocast(view.device.type, torch.bfloat16) if self.precision == "bf16" else contextlib.nullcontext()
         )
         with autocast:
-            return self.projector(self.trunk(pixels.contiguous(memory_format=self.layout)))  # type: ignore[no-any-return]
+            return self.projector(self._features(pixels.contiguous(memory_format=self.layout)))  # type: ignore[no-any-return]
 
 
 def build_model(recipe: PretrainRecipe, spec: EncoderSpec, layout: Layout) -> TwoViewModel:
@@ -55,14 +74,17 @@ def build_model(recipe: PretrainRecipe, spec: EncoderSpec, layout: Layout) -> Tw
     """
     trunk = create_trunk(spec.trunk, key(recipe.seed, "trunk") % 2**63, **spec.trunk_options)
     _refuse_unkeyed_randomness(trunk, spec.trunk)
+    if recipe.encoder.checkpointing:
+        _checkpoint_activations(trunk, spec.trunk)
     if recipe.init_from:
-        _warm_start(trunk, recipe.init_from, spec)
+        _warm_start(trunk, recipe.init_from, spec, recipe.init_trust)
     projector = build_projector(
         int(trunk.num_features),  # type: ignore[arg-type]
         recipe.projector,
         key(recipe.seed, "projector") % 2**63,
     )
-    model = TwoViewModel(trunk, projector, spec, recipe.train.precision, recipe.train.channels_last)
+    t = recipe.train
+    model = TwoViewModel(trunk, projector, spec, t.precision, t.channels_last, t.bn_views, t.compile)
     convert(model, layout)
     # Only images are channels_last: DeepSpeed broadcasts weights as bytes and wants them contiguous.
     return model.double() if recipe.train.precision == "fp64" else model
@@ -78,9 +100,23 @@ def _refuse_unkeyed_randomness(trunk: nn.Module, name: str) -> None:
             )
 
 
-def _warm_start(trunk: nn.Module, source: str, spec: EncoderSpec) -> None:
+def _checkpoint_activations(trunk: nn.Module, name: str) -> None:
+    if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in trunk.modules()):
+        raise UserError(
+            f"encoder.checkpointing: trunk '{name}' has BatchNorm, whose statistics would be seen twice; "
+            "set train.micro_batch_size instead, which saves memory as well"
+        )
+    try:
+        trunk.set_grad_checkpointing(True)  # type: ignore[operator]
+    except (AttributeError, AssertionError):
+        raise UserError(f"encoder.checkpointing: timm cannot do it for trunk '{name}'") from None
+
+
+def _warm_start(trunk: nn.Module, source: str, spec: EncoderSpec, trust: bool) -> None:
     if source.startswith("timm:"):
         weights = create_trunk(source.removeprefix("timm:"), 0, pretrained=True, **spec.trunk_options).state_dict()
+    elif source.startswith(DEEPSPEED):
+        weights = _part(read_deepspeed(source.removeprefix(DEEPSPEED), trust), set(trunk.state_dict()))
     else:
         weights = load_encoder(source).trunk.state_dict()
     own = trunk.state_dict()
@@ -89,3 +125,11 @@ def _warm_start(trunk: nn.Module, source: str, spec: EncoderSpec) -> None:
     if missing or unexpected:
         first = (missing or unexpected)[0]
         raise UserError(f"init_from {source} does not fit trunk '{spec.trunk}' (first mismatch: {first})")
+
+
+def _part(weights: dict[str, Tensor], names: set[str]) -> dict[str, Tensor]:
+    """Of a larger model's ``weights`` those of the part that has most of ``names``, without the part's prefix."""
+    last = next(iter(sorted(names)))
+    prefixes = {name.removesuffix(last) for name in weights if name.endswith(last)} or {""}
+    prefix = max(sorted(prefixes), key=lambda p: sum(p + name in weights for name in names))
+    return {name: weights[prefix + name] for name in names if prefix + name in weights}

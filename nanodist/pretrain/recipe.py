@@ -7,11 +7,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
+from hpc.batch_norm import legal_world_sizes
 from hpc.config import apply_overrides, build, option, parse_yaml, section
 from hpc.engine import EngineConfig
 from hpc.errors import UserError
-from hpc.loop import SavingConfig
 from hpc.optimizers import OptimizerConfig
+from hpc.task import GuardConfig, SavingConfig
 from nanodist.encoders import EncoderSpec, Look, Pooling
 from nanodist.heads import ProjectorConfig
 from nanodist.objectives import ObjectiveConfig
@@ -37,6 +38,11 @@ class EncoderConfig:
 
     trunk: str = option("resnet18", "timm model name.")
     trunk_options: dict[str, Any] = option({}, "More arguments of timm.create_model, such as channels of a ResNet.")
+    checkpointing: bool = option(
+        False,
+        "Activations are made again in the backward: less memory, more work; for trunks without BatchNorm.",
+        how=True,
+    )
     normalise: Literal["store", "image"] = option("store", "Pixels by the store's or each image's mean and deviation.")
     pooling: Pooling = option("last", "Feature stages that make an embedding, averaged over the image and joined.")
     looks: list[Look] | None = option(
@@ -59,11 +65,18 @@ class TrainConfig:
     steps: int | None = option(None, "Optimizer steps; wins over epochs.", low=1)
     epochs: float | None = option(100.0, "Passes over the store, where steps is not given.", low=0.0)
     global_batch_size: int = option(128, "Samples a step over all ranks; each gives two views.", low=2)
-    bn_group_size: int | None = option(
-        None, "Samples of one view that BatchNorm is taken over; null: the batch.", low=2
+    bn_group_size: int | None = option(None, "Samples that BatchNorm is taken over; null: the batch.", low=2)
+    bn_views: Literal["each", "both"] = option("each", "BatchNorm over each view by itself, or over both together.")
+    micro_batch_size: int | None = option(
+        None,
+        "Most samples that a rank passes at a time; null: all of its part. Smaller parts cache gradients.",
+        low=1,
+        how=True,
     )
+    non_finite: Literal["stop", "skip"] = option("stop", "What follows a loss or a gradient that is not finite.")
     precision: Literal["fp32", "bf16", "fp64"] = option("fp32", "bf16: autocast over fp32 weights and reductions.")
     log_every_steps: int = option(10, "Steps between lines of metrics.jsonl.", low=1, how=True)
+    compile: bool = option(False, "torch.compile the trunk: faster after a slow start, differs in rounding.", how=True)
     channels_last: bool = option(True, "Memory layout of the images; faster, differs in rounding.", how=True)
 
     def check(self) -> None:
@@ -73,11 +86,41 @@ class TrainConfig:
         if self.bn_group_size is not None and self.global_batch_size % self.bn_group_size:
             raise ValueError(f"bn_group_size {self.bn_group_size} does not divide {self.global_batch_size}")
 
+    def micro_batches(self, world_size: int) -> int:
+        """Micro-batches of each rank: the fewest that keep ``micro_batch_size`` and whole BatchNorm groups.
+
+        Raises:
+            UserError: no number does; the legal numbers of ranks for undivided parts are named by the layout.
+        """
+        local = self.global_batch_size // world_size
+        most = self.micro_batch_size or local
+        group = self.bn_group_size or self.global_batch_size
+        if most >= local or self.global_batch_size % world_size:
+            return 1  # what does not divide at all is refused where the layout is made
+        for count in range(-(-local // most), local + 1):
+            if local % count == 0 and world_size in legal_world_sizes(self.global_batch_size, group, world_size, count):
+                return count
+        raise UserError(
+            f"train.micro_batch_size {most} on {world_size} ranks cannot keep BatchNorm groups of {group} samples "
+            f"whole inside a micro-step (at most {most * world_size} samples); choose a smaller train.bn_group_size "
+            "or a larger micro_batch_size"
+        )
+
     def total_steps(self, samples: int) -> int:
         """Optimizer steps over a store of ``samples``."""
         if self.steps is not None:
             return self.steps
         return max(1, round((self.epochs or 0.0) * samples / self.global_batch_size))
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """The section ``evaluation``: how good the encoder is while it trains; a *how*, as it changes nothing in it."""
+
+    store: str = option("", "Labelled store that the encoder is measured on; empty: no evaluation.")
+    every_epochs: float = option(10.0, "Passes over the data between evaluations; the end is always measured.", low=0.0)
+    labels_per_class: int = option(8, "Labelled samples a class; the others are told from them.", low=1)
+    neighbours: int = option(5, "k of the k-nearest-neighbour accuracy.", low=1)
 
 
 @dataclass(frozen=True)
@@ -96,7 +139,12 @@ class PretrainRecipe:
 
     seed: int = option(0, "Of weights, order and views.", low=0)
     run_dir: str = option("", "Where the run lives; empty: runs/FINGERPRINT.", how=True)
-    init_from: str | None = option(None, "Warm start: a run, an export folder, or timm:NAME (weights that timm loads).")
+    init_from: str | None = option(
+        None, "Warm start: a run, an export folder, timm:NAME (weights that timm loads), or deepspeed:CHECKPOINT."
+    )
+    init_trust: bool = option(
+        False, "Unpickle the checkpoint of init_from, which runs code that it may carry; --trust sets it.", how=True
+    )
     data: DataConfig = section(DataConfig)
     views: ViewsConfig = section(ViewsConfig)
     encoder: EncoderConfig = section(EncoderConfig)
@@ -106,15 +154,25 @@ class PretrainRecipe:
     train: TrainConfig = section(TrainConfig)
     engine: EngineConfig = section(EngineConfig, how=True)
     checkpoint: SavingConfig = section(SavingConfig, how=True)
+    guard: GuardConfig = section(GuardConfig, how=True)
+    evaluation: EvaluationConfig = section(EvaluationConfig, how=True)
     tracking: TrackingConfig = section(TrackingConfig, how=True)
 
     def bn_group_size(self) -> int:
         """Samples of one view a BatchNorm group."""
         return self.train.bn_group_size or self.train.global_batch_size
 
-    def encoder_spec(self, mean: float, std: float) -> EncoderSpec:
-        """How images are embedded: at the mean scale of the views, as the trunk saw them."""
-        low, high = self.views.crop_px
+    def encoder_spec(
+        self, mean: float, std: float, tile_px: tuple[int, int] = (256, 256), pixel_size_nm: float = 1.0
+    ) -> EncoderSpec:
+        """How images are embedded: at the mean scale of the views, as the trunk saw them.
+
+        Args:
+            mean, std: of the store's grey values in [0, 1].
+            tile_px: height and width of a tile; they matter for ``views.crop_share`` alone.
+            pixel_size_nm: of a typical tile; it matters for ``views.crop_nm`` alone.
+        """
+        scale = self.views.size_px / self.views.mean_crop_px(*tile_px, pixel_size_nm)
         return EncoderSpec(
             trunk=self.encoder.trunk,
             trunk_options=self.encoder.trunk_options,
@@ -123,7 +181,7 @@ class PretrainRecipe:
             std=std,
             normalise=self.encoder.normalise,
             pooling=self.encoder.pooling,
-            looks=self.encoder.looks or [(round(self.views.size_px / (low * high) ** 0.5, 3), 0, 1)],
+            looks=self.encoder.looks or [(round(scale, 3), 0, 1)],
         )
 
 

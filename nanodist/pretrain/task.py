@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from hpc.batch_norm import Layout
 from hpc.checkpoint.files import CheckpointError
 from hpc.collectives import Group, gather_rows
+from hpc.errors import UserError
 from hpc.topology import Topology
 from nanodist.encoders import EncoderSpec
 from nanodist.objectives import build_objective
@@ -19,7 +23,7 @@ from nanodist.objectives.collapse import collapse_measures
 from nanodist.pretrain.model import build_model
 from nanodist.pretrain.recipe import PretrainRecipe
 from nanodist.shards import Batch, GroupPartners, Loader, Order, Store
-from nanodist.views import make_view
+from nanodist.views import make_views
 
 VERSION = 1
 MOST_GROUPS = 20_000
@@ -35,6 +39,7 @@ class PretrainTask:
         device: where views are made and the model runs.
         layout: BatchNorm groups.
         group: process group of all ranks, for the objective; ``None`` for one process.
+        micro_batches: parts that this rank's samples of a step pass in, one after the other.
     """
 
     def __init__(
@@ -45,14 +50,16 @@ class PretrainTask:
         device: torch.device,
         layout: Layout,
         group: Group,
+        micro_batches: int = 1,
     ) -> None:
         self.recipe, self.store, self.topology, self.device = recipe, store, topology, device
-        self.layout, self.group = layout, group
-        statistics = store.manifest.statistics
-        self.spec: EncoderSpec = recipe.encoder_spec(float(statistics["mean"]), float(statistics["std"]))
+        self.layout, self.group, self.micro_batches = layout, group, micro_batches
+        self.pixel_size_nm = _pixel_sizes(store, recipe)
+        self.spec: EncoderSpec = _spec(store, recipe, self.pixel_size_nm)
         self.module: nn.Module = build_model(recipe, self.spec, layout)
         self.partners = GroupPartners(store, recipe.seed) if recipe.data.positives == "group" else None
         self.objective = build_objective(recipe.objective)
+        self.evaluator: Callable[[PretrainTask], dict[str, float]] | None = None
 
     def batches(self, start_step: int) -> Iterator[Batch]:
         """This rank's slices of the global batches from ``start_step`` on."""
@@ -68,6 +75,7 @@ class PretrainTask:
             start_step,
             self.partners,
             data.cache_mb,
+            self.micro_batches,
         )
         try:
             yield from loader
@@ -76,19 +84,24 @@ class PretrainTask:
 
     def views(self, batch: Batch) -> Tensor:
         """Views (2, n, 1, S, S) in [0, 1] of a batch, on the device."""
-        second = batch.images if batch.partners is None else batch.partners
-        views = []
-        for number, images in enumerate((batch.images, second)):
-            tiles = torch.from_numpy(images).to(self.device, non_blocking=True)
-            views.append(
-                make_view(tiles, self.recipe.views, self.recipe.seed, batch.epochs.tolist(), batch.keys, number)
-            )
-        return torch.stack(views)
+        tiles = (batch.images, batch.images if batch.partners is None else batch.partners)
+        first, second = (torch.from_numpy(x).to(self.device, non_blocking=True) for x in tiles)
+        known = self.pixel_size_nm[batch.indices]
+        recipe = self.recipe
+        return make_views(first, second, recipe.views, recipe.seed, batch.epochs.tolist(), batch.keys, known)
 
-    def forward(self, model: Callable[..., Any], batch: Batch) -> dict[str, Tensor]:
-        """Projections ``a`` and ``b`` (n, d) of this rank's samples."""
-        a, b = model(self.views(batch))
+    def parts(self, batch: Batch) -> list[Tensor]:
+        """The views (2, m, 1, S, S) of each micro-batch. They are kept for a step, also where it caches gradients."""
+        return list(self.views(batch).chunk(self.micro_batches, 1))
+
+    def forward(self, model: Callable[..., Any], part: Tensor) -> dict[str, Tensor]:
+        """Projections ``a`` and ``b`` (m, d) of the views of one micro-batch."""
+        a, b = model(part)
         return {"a": a, "b": b}
+
+    def replaying(self) -> AbstractContextManager[None]:
+        """BatchNorm's running statistics do not see a micro-batch twice."""
+        return self.layout.replaying()
 
     def loss(self, outputs: dict[str, Tensor], batch: Batch) -> Tensor:
         """The objective over the global batch."""
@@ -100,6 +113,14 @@ class PretrainTask:
     def after_step(self) -> None:
         """Running statistics of BatchNorm move."""
         self.layout.update_running_statistics()
+
+    def after_skipped_step(self) -> None:
+        """Running statistics stay where they are."""
+        self.layout.forget()
+
+    def evaluate(self) -> dict[str, float]:
+        """What :attr:`evaluator` measures; nothing where the recipe asks for no evaluation."""
+        return self.evaluator(self) if self.evaluator is not None else {}
 
     @torch.no_grad()
     def measures(self, outputs: dict[str, Tensor]) -> dict[str, float]:
@@ -138,3 +159,26 @@ class PretrainTask:
         saved, here = state["seen"]["manifest_hash"], self.store.manifest_hash
         if saved != here:
             raise CheckpointError(f"the checkpoint was trained on store {saved}, this one is {here}")
+
+
+def _pixel_sizes(store: Store, recipe: PretrainRecipe) -> npt.NDArray[np.float64]:
+    """(samples, 2) nanometres a pixel as (y, x), NaN where unknown.
+
+    Raises:
+        UserError: the views are cut in nanometres, and a tile has no pixel size.
+    """
+    sizes: npt.NDArray[np.float64] = store.samples.columns["pixel_size_nm"]
+    unknown = np.flatnonzero(np.isnan(sizes).any(1))
+    if recipe.views.crop_nm is not None and len(unknown):
+        raise UserError(
+            f"views.crop_nm: {len(unknown)} of {len(store)} tiles of {store.path} have no pixel size, such as "
+            f"{store.keys[int(unknown[0])]}; set views.crop_px or crop_share instead"
+        )
+    return sizes
+
+
+def _spec(store: Store, recipe: PretrainRecipe, sizes: npt.NDArray[np.float64]) -> EncoderSpec:
+    statistics, first = store.manifest.statistics, store.samples[0]
+    typical = 1.0 if np.isnan(sizes).all() else float(np.nanmedian(sizes))
+    tile = (first.height, first.width)
+    return recipe.encoder_spec(float(statistics["mean"]), float(statistics["std"]), tile, typical)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import xxhash
 from hpc.errors import UserError
 from nanodist.micrographs import Micrograph, count_micrographs, read_micrograph
 from nanodist.shards.codec import SUFFIX, encode_png
-from nanodist.shards.tiles import tile_starts, to_depth
+from nanodist.shards.tiles import ROWS, tile_starts, to_depth
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,12 @@ class Tile:
 
 @dataclass(frozen=True)
 class Converted:
-    """What became of one micrograph: its tiles, or the reason why it was set aside (``bad``: the file is broken)."""
+    """What became of one micrograph: its tiles, or the reason why it was set aside (``bad``: the file is broken).
 
-    tiles: list[Tile]
+    The tiles are cut and encoded one by one as they are asked for, once.
+    """
+
+    tiles: Iterable[Tile]
     reason: str | None = None
     bad: bool = False
 
@@ -95,7 +99,7 @@ def convert(path: Path, page: int, options: PackOptions) -> Converted:
         pixels, scaling = to_depth(micrograph.pixels, options.depth, options.normalise == "always")
     except ValueError:
         return Converted([], "without contrast: every pixel has the same value")
-    return Converted([_tile(pixels, box, scaling, micrograph) for box in _boxes(height, width, options)])
+    return Converted(_tile(pixels, box, scaling, micrograph) for box in _boxes(height, width, options))
 
 
 def _boxes(height: int, width: int, options: PackOptions) -> list[tuple[int, int, int, int]]:
@@ -113,7 +117,9 @@ def _tile(pixels: Any, box: tuple[int, int, int, int], scaling: dict[str, Any], 
     whole = part.shape == pixels.shape
     pages = int(micrograph.metadata.get("pages", 1))
     ending = f"--p{micrograph.metadata['page']:0{len(str(pages - 1))}d}" if pages > 1 else ""
-    wide = part.astype(np.uint64)
+    pixel_hash = xxhash.xxh3_128(f"{part.dtype}{part.shape}".encode())
+    pixel_hash.update(part.data)
+    total, total_of_squares = _sums(part)
     facts = {
         "position_px": {"y": y, "x": x, "height": height, "width": width},
         "micrograph_px": list(pixels.shape),
@@ -128,8 +134,18 @@ def _tile(pixels: Any, box: tuple[int, int, int, int], scaling: dict[str, Any], 
         image=encode_png(part),
         height=height,
         width=width,
-        pixel_hash=xxhash.xxh3_128_hexdigest(f"{part.dtype}{part.shape}".encode() + part.tobytes()),
-        total=int(wide.sum()),
-        total_of_squares=int((wide * wide).sum()),
+        pixel_hash=pixel_hash.hexdigest(),
+        total=total,
+        total_of_squares=total_of_squares,
         facts=facts,
     )
+
+
+def _sums(pixels: Any) -> tuple[int, int]:
+    """Exact sums of the pixels and of their squares, rows at a time: 64-bit copies of a whole map would not fit."""
+    total = total_of_squares = 0
+    for row in range(0, pixels.shape[0], ROWS):
+        wide = pixels[row : row + ROWS].astype(np.uint64)
+        total += int(wide.sum())
+        total_of_squares += int(np.vdot(wide, wide))
+    return total, total_of_squares

@@ -46,8 +46,8 @@ class Batch:
 class Loader:
     """Iterates for ever over this rank's part of the global batches of ``order``.
 
-    Rank r of w takes the places [r * n, (r + 1) * n) of every global batch, n = global_batch_size / w, so that the
-    parts of all ranks, laid end to end, are the global batch of one rank. Its whole state is the next step.
+    All ranks together pass over the global batch in ``micro_batches`` contiguous parts; of each, rank r of w takes the
+    r-th of w equal pieces (:func:`places`). Its whole state is the next step.
 
     Args:
         store: tiles of one size.
@@ -59,6 +59,7 @@ class Loader:
         start_step: the first batch.
         partners: gives for (epochs, indices) the number of a second tile of each sample; a pure function.
         cache_mb: decoded tiles are kept in memory up to this size, so that a small store is decoded once.
+        micro_batches: parts of the global batch that all ranks pass over in turn.
 
     Raises:
         UserError: tiles of different sizes, an order over another number of samples, or an illegal world size.
@@ -75,8 +76,10 @@ class Loader:
         start_step: int = 0,
         partners: Callable[[I64, I64], I64] | None = None,
         cache_mb: int = 0,
+        micro_batches: int = 1,
     ) -> None:
         _check_world(order.global_batch_size, rank, world_size)
+        self._places = places(order.global_batch_size, rank, world_size, micro_batches)
         if order.samples_total != len(store):
             raise UserError(f"the order is over {order.samples_total} samples and {store.path} has {len(store)}")
         if workers < 0 or read_ahead < 1:
@@ -145,8 +148,7 @@ class Loader:
 
     def _begin(self, step: int) -> _Pending:
         epochs, indices = self.order.arrays(step)
-        mine = slice(self.rank * self.size, (self.rank + 1) * self.size)
-        epochs, indices = epochs[mine].copy(), indices[mine].copy()
+        epochs, indices = epochs[self._places], indices[self._places]
         reads = indices if self._partners is None else np.concatenate([indices, self._partners(epochs, indices)])
         images = np.empty((len(reads), *self._tile), self.store.dtype)
         return _Pending(step, epochs, indices, reads, images, [])
@@ -183,6 +185,22 @@ class Loader:
         while self._ahead:
             for part in self._ahead.popleft().parts:
                 part.cancel()
+
+
+def places(global_batch_size: int, rank: int, world_size: int, micro_batches: int = 1) -> I64:
+    """The places of a global batch that a rank takes, micro-batch after micro-batch.
+
+    Raises:
+        UserError: the batch cannot be shared so.
+    """
+    piece, rest = divmod(global_batch_size, world_size * micro_batches)
+    if rest:
+        raise UserError(
+            f"global_batch_size {global_batch_size} cannot be shared by {world_size} ranks in {micro_batches} "
+            "micro-batches each"
+        )
+    grid = np.arange(global_batch_size, dtype=np.int64).reshape(micro_batches, world_size, piece)
+    return grid[:, rank].reshape(-1)
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,19 @@
-"""``pack``: micrographs in, a store of shards out, whole or not at all, the same bytes for any number of workers."""
+"""``pack``: micrographs in, a store of shards out, whole or not at all, the same bytes for any ranks and workers.
+
+Every rank converts units of micrographs into pieces in a staging folder; rank 0 merges their records into the plan of
+the shards; every rank copies shards together; rank 0 writes the manifest and the store appears. Each step is done only
+where its result is not there yet, so that the same command takes up a packing that was killed.
+"""
 
 from __future__ import annotations
 
 import errno
-import itertools
+import hashlib
 import json
-import multiprocessing
 import os
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,29 +27,37 @@ from hpc.errors import UserError
 from hpc.progress import Progress
 from nanodist._version import __version__
 from nanodist.shards import index
-from nanodist.shards.codec import SUFFIX, sample_hash
-from nanodist.shards.convert import Converted, PackOptions, Tile, convert, count_pages
+from nanodist.shards.assemble import assemble, whole_shard
+from nanodist.shards.convert import PackOptions
+from nanodist.shards.grow import check_new_keys, grown, no_base, open_base, sums
 from nanodist.shards.index import Sample
-from nanodist.shards.manifest import INDEX_NAME, NAME, Manifest
-from nanodist.shards.parts import Part, held_out
-from nanodist.shards.sources import Source, find_sources, read_values
+from nanodist.shards.listing import list_files
+from nanodist.shards.make import make_pieces, worker_count
+from nanodist.shards.manifest import INDEX_NAME, NAME, Manifest, ShardEntry
+from nanodist.shards.merge import Merger, ShardPlan
+from nanodist.shards.pack_ranks import OtherRankFailed, Ranks, cores
+from nanodist.shards.parts import Part
+from nanodist.shards.pieces import has_data, load_piece
+from nanodist.shards.sources import find_sources
+from nanodist.shards.staging import Staging
 from nanodist.shards.store import Store
-from nanodist.shards.tally import Tally, statistics
-from nanodist.shards.tar import ShardWriter
-
-UNLISTED = ("error", "keep", "skip")
-# Starting a process costs more than converting a few small files.
-_FILES_PER_WORKER = 32
+from nanodist.shards.tally import statistics
+from nanodist.shards.units import Unit, plan_units
 
 
 @dataclass(frozen=True)
-class _Job:
-    """One micrograph to convert, with what its samples carry."""
+class _Request:
+    """What :func:`pack` was asked for, the same on every rank."""
 
-    source: Source
-    page: int
-    label: str | None
-    group: str
+    sources: tuple[Path, ...]
+    out: Path
+    options: PackOptions
+    labels: str | None
+    groups: str
+    unlisted: str
+    exclude: tuple[str, ...]
+    part: Part | None
+    append: bool
 
 
 def pack(
@@ -61,6 +71,8 @@ def pack(
     exclude: Sequence[str] = (),
     part: Part | None = None,
     workers: int | None = 0,
+    append: bool = False,
+    ranks: Ranks | None = None,
 ) -> Store:
     """Pack micrographs into the store ``out``.
 
@@ -74,181 +86,170 @@ def pack(
             or ``skip``.
         exclude: patterns of names to leave out, such as ``*mask*``.
         part: take only the groups to train on, or only those that are held out; ``None`` takes all.
-        workers: processes, 0 for this one alone; ``None`` takes one a core where there is work for them. They change
-            nothing but the time. They are spawned, so that a script that asks for them needs a
+        workers: processes a rank, 0 for this one alone; ``None`` takes one a core where there is work for them. They
+            change nothing but the time. They are spawned, so that a script that asks for them needs a
             ``if __name__ == "__main__"``.
+        append: add to the store that is at ``out``, whose shards stay as they are.
+        ranks: who shares the work; every rank calls this with the same arguments. ``None`` is this process alone.
 
     Raises:
-        UserError: no micrograph, an unreadable one, labels that do not fit, ``out`` in use, a full disk; nothing is
-            left behind.
+        UserError: no micrograph, an unreadable one, labels that do not fit, ``out`` in use, a full disk. ``out`` is
+            then as it was; what is converted stays in ``.STORE.packing`` beside it, for the same call to go on from.
+        OtherRankFailed: another rank raised.
     """
-    found, other = find_sources(sources, exclude)
-    dropped: list[dict[str, str]] = []
-    listed = _of_part(_listed(found, labels, groups, unlisted, dropped), part)
-    made = _missing_parents(out)
+    request = _Request(
+        tuple(Path(os.path.abspath(source)) for source in sources),
+        Path(os.path.abspath(out)),
+        options,
+        labels,
+        groups,
+        unlisted,
+        tuple(exclude),
+        part,
+        append,
+    )
+    work = _Packing(request, sources, ranks or Ranks(), workers)
     try:
-        with atomic.directory(out) as folder, _executor(workers, len(listed)) as executor:
-            jobs = _jobs(listed, options, dropped)
-            samples, tally, shards = _write(folder, jobs, len(listed), options, executor, dropped)
-            if not samples:
-                raise UserError(_none_left(found, dropped))
-            _write_manifest(folder, samples, tally, shards, options, dropped, other, part)
+        work.run()
     except BaseException as error:
-        for parent in made:
-            with suppress(OSError):
-                parent.rmdir()
-        if isinstance(error, FileExistsError):
-            raise UserError(f"{out} exists and is not empty: choose another --out or remove it") from None
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"the disk is full while packing to {out}: make room or choose another --out") from None
-        if isinstance(error, BrokenProcessPool):
-            raise UserError("a packing process was killed, most likely for memory: take fewer --workers") from None
-        raise
+        kept = work.staging.close(keep=not work.pointless)
+        told = _told(error, out, work.staging.folder if kept else None)
+        if told is error:
+            raise
+        raise told from None
     return Store.open(out)
 
 
-def _listed(
-    found: list[Source], labels: str | None, groups: str, unlisted: str, dropped: list[dict[str, str]]
-) -> list[_Job]:
-    """A job (of page 0) for each source that is kept."""
-    if unlisted not in UNLISTED:
-        raise UserError(f"--unlisted is '{unlisted}'; it must be one of {', '.join(UNLISTED)}")
-    label_of = read_values(labels, found, "labels") if labels else [None] * len(found)
-    group_of = read_values(groups, found, "groups")
-    missing = [
-        source
-        for source, label, group in zip(found, label_of, group_of, strict=True)
-        if (labels and label is None) or group is None
-    ]
-    if missing and unlisted == "error":
-        raise UserError(
-            f"{len(missing)} of {len(found)} micrographs (such as {missing[0].name}) have no row in the CSV of "
-            "--labels or --groups: complete it, leave them out with --exclude, or say --unlisted keep or skip"
-        )
-    names = {source.name for source in missing} if unlisted == "skip" else set()
-    dropped += [{"source": name, "reason": "not listed in the CSV"} for name in sorted(names)]
-    if len(names) == len(found):
-        raise UserError(f"none of the {len(found)} micrographs (such as {found[0].name}) is listed in the CSV")
-    return [
-        _Job(source, 0, label, group or source.name)
-        for source, label, group in zip(found, label_of, group_of, strict=True)
-        if source.name not in names
-    ]
+class _Packing:
+    """The steps of one packing, on one rank."""
 
+    def __init__(self, request: _Request, sources: Sequence[Path], ranks: Ranks, workers: int | None) -> None:
+        self.request, self.sources, self.ranks, self.workers = request, sources, ranks, workers
+        self.staging = Staging(request.out, request.append)
+        self.pointless = False  # whether the same call would fail again
+        # Of rank 0 alone:
+        self.base = no_base()
+        self.units: list[Unit] = []
+        self.found = 0
+        self.command = ""
+        self.dropped: list[dict[str, str]] = []
+        self.other: dict[str, int] = {}
+        self.merger = Merger(0)
 
-def _of_part(listed: list[_Job], part: Part | None) -> list[_Job]:
-    if part is None:
-        return listed
-    test = held_out([job.label for job in listed], [job.group for job in listed], part)
-    return [job for job in listed if (job.group in test) == (part.name == "test")]
-
-
-def _jobs(listed: list[_Job], options: PackOptions, dropped: list[dict[str, str]]) -> Iterator[_Job]:
-    """A job for each micrograph of each file."""
-    for job in listed:
-        pages = count_pages(job.source.path)
-        if isinstance(pages, str):
-            _set_aside(job, pages, True, options, dropped)
-            continue
-        for page in range(pages):
-            yield _Job(job.source, page, job.label, job.group)
-
-
-def _set_aside(job: _Job, reason: str, bad: bool, options: PackOptions, dropped: list[dict[str, str]]) -> None:
-    if bad and not options.skip_bad:
-        raise UserError(f"{reason} (--skip-bad sets such files aside and goes on)")
-    # The path would make the manifest depend on where the files lie.
-    dropped.append({"source": job.source.name, "reason": reason.replace(str(job.source.path), "the file")})
-
-
-def _write(
-    folder: Path,
-    jobs: Iterator[_Job],
-    files: int,
-    options: PackOptions,
-    executor: Executor | None,
-    dropped: list[dict[str, str]],
-) -> tuple[list[Sample], Tally, list[Any]]:
-    samples: list[Sample] = []
-    tally = Tally()
-    bar = Progress(files, "packing", "micrographs")
-    with ShardWriter(folder, round(options.shard_mb * 2**20)) as writer:
-        for job, converted in _converted(jobs, options, executor):
-            bar.total += job.page > 0
-            if converted.reason is not None:
-                _set_aside(job, converted.reason, converted.bad, options, dropped)
-            for tile in converted.tiles:
-                key = job.source.stem + tile.ending
-                if tally.is_new(tile, key, job.source.name, job.label, dropped):
-                    samples.append(_add(writer, key, tile, job))
-            bar.update()
-    bar.close()
-    _check_keys(samples)
-    return samples, tally, writer.shards
-
-
-def _converted(
-    jobs: Iterator[_Job], options: PackOptions, executor: Executor | None
-) -> Iterator[tuple[_Job, Converted]]:
-    """The jobs in their order with what became of them; a few are converted ahead, so that memory stays bounded."""
-    if executor is None:
-        for job in jobs:
-            yield job, convert(job.source.path, job.page, options)
-        return
-    ahead: deque[tuple[_Job, Future[Converted]]] = deque()
-    window = 4 * executor._max_workers  # type: ignore[attr-defined]
-    while True:
-        for job in itertools.islice(jobs, window - len(ahead)):
-            ahead.append((job, executor.submit(convert, job.source.path, job.page, options)))
-        if not ahead:
+    def run(self) -> None:
+        """All steps; on return the store is there."""
+        staging, ranks = self.staging, self.ranks
+        asked = ranks.each(lambda: self.request)
+        ranks.first(lambda: _agree(asked))
+        begun = ranks.first(self._begin)
+        if begun is None:
             return
-        job, future = ahead.popleft()
-        yield job, future.result()
+        token, missing = begun
+        ranks.each(lambda: staging.check(token))
+        self._make(missing)
+        plans, missing = ranks.first(self._plan)
+        self._make(missing)
+        ranks.each(lambda: self._assemble(plans[ranks.rank :: ranks.size]))
+        ranks.first(self._finish)
+
+    def _begin(self) -> tuple[str, list[Unit]] | None:
+        """Find what there is to do: the folder's token, and the units without a piece; ``None`` if nothing is."""
+        request, staging = self.request, self.staging
+        found, self.other = find_sources(self.sources, request.exclude)
+        self.found = len(found)
+        listing = list_files(found, request.labels, request.groups, request.unlisted, request.part)
+        self.dropped = listing.dropped
+        self.units = plan_units(listing.files, request.options)
+        self.command = _digest([asdict(request.options), self.dropped, [unit.digest for unit in self.units]])
+        if staging.was_published(self.command):
+            staging.open()
+            staging.remove()
+            return None
+        if request.append:
+            self.base = open_base(request.out, request.options)
+        elif request.out.exists() and (not request.out.is_dir() or any(request.out.iterdir())):
+            raise UserError(
+                f"{request.out} exists and is not empty: choose another --out, add to it with --append, or remove it"
+            )
+        token = staging.open()
+        return token, [unit for unit in self.units if load_piece(staging.pieces, unit.digest) is None]
+
+    def _make(self, units: list[Unit]) -> None:
+        """Every rank makes its share of the pieces of ``units``."""
+        mine = units[self.ranks.rank :: self.ranks.size]
+        count = worker_count(self.workers, mine, lambda: cores(self.ranks))
+        bar = Progress(sum(len(u.files) for u in mine), "packing", "micrographs", self.ranks.rank == 0)
+        self.ranks.each(lambda: make_pieces(mine, self.request.options, self.staging, count, bar))
+        bar.close()
+
+    def _plan(self) -> tuple[list[ShardPlan], list[Unit]]:
+        """The shards that are not whole yet, and the units whose pieces they need and lack."""
+        options, staging = self.request.options, self.staging
+        old = self.base.manifest
+        merger = Merger(
+            round(options.shard_mb * 2**20), len(old.shards) if old else 0, options.skip_bad, self.base.tally
+        )
+        merger.dropped += self.dropped
+        self.pointless = True  # what the pieces say will not change
+        lacking = []
+        for unit in self.units:
+            piece = load_piece(staging.pieces, unit.digest)
+            if piece is None:
+                raise RuntimeError(f"the piece {unit.digest} vanished from {staging.pieces}")
+            merger.add(unit, piece)
+            if not has_data(staging.pieces, piece):
+                lacking.append(unit)
+        merger.finish()
+        if old:
+            check_new_keys(self.base.samples, merger.samples, self.request.out)
+        elif not merger.samples:
+            raise UserError(_none_left(self.found, merger.dropped))
+        self.pointless = False
+        self.merger = merger
+        left = [plan for plan in merger.shards if whole_shard(plan, staging.shards, staging.records) is None]
+        needed = {run.piece for plan in left for run in plan.runs}
+        return left, [unit for unit in lacking if unit.digest in needed]
+
+    def _assemble(self, plans: list[ShardPlan]) -> None:
+        bar = Progress(len(plans), "writing", "shards", self.ranks.rank == 0)
+        for plan in plans:
+            assemble(plan, self.staging.pieces, self.staging.shards, self.staging.records)
+            bar.update()
+        bar.close()
+
+    def _finish(self) -> None:
+        """Write index and manifest, and let the store appear."""
+        staging, merger, old = self.staging, self.merger, self.base.manifest
+        if old and not merger.samples:
+            staging.remove()
+            return
+        entries = [whole_shard(plan, staging.shards, staging.records) for plan in merger.shards]
+        shards = [entry for entry in entries if entry is not None]
+        if len(shards) < len(entries):
+            raise RuntimeError(f"a shard vanished from {staging.shards}")
+        samples = [*self.base.samples, *merger.samples]
+        data = index.to_bytes(samples)
+        manifest = _manifest(self, samples, data, shards)
+        if old:
+            # A run that began with the store as it was goes on with it.
+            kept = staging.out / f"manifest-{old.content_hash[:16]}.json"
+            atomic.write_bytes(kept, (staging.out / NAME).read_bytes())
+        atomic.write_bytes(staging.shards / manifest.index["file"], data)
+        staging.announce(self.command, manifest.content_hash)
+        atomic.write_json(staging.shards / NAME, manifest.to_dict())
+        staging.publish()
+        staging.remove()
 
 
-def _add(writer: ShardWriter, key: str, tile: Tile, job: _Job) -> Sample:
-    facts = {"key": key, "source": job.source.name, "label": job.label, "group": job.group, **tile.facts}
-    place = writer.add(key, SUFFIX, tile.image, json.dumps(facts, ensure_ascii=False, allow_nan=False).encode())
-    y_x = tile.facts["pixel_size_nm"]
-    return Sample(
-        key=key,
-        shard=place.shard,
-        offset=place.offset,
-        size=place.size,
-        suffix=SUFFIX,
-        label=job.label,
-        group=job.group,
-        pixel_size_nm=(y_x[0], y_x[1]) if y_x else None,
-        height=tile.height,
-        width=tile.width,
-        source=job.source.name,
-        xxh3=sample_hash(tile.image),
-    )
-
-
-def _check_keys(samples: list[Sample]) -> None:
-    counts = Counter(sample.key.lower() for sample in samples)
-    key, count = counts.most_common(1)[0] if counts else ("", 0)
-    if count > 1:
-        sources = sorted({s.source for s in samples if s.key.lower() == key})
-        raise UserError(f"the files {', '.join(sources)} would share the key {key}: rename one")
-
-
-def _write_manifest(
-    folder: Path,
-    samples: list[Sample],
-    tally: Tally,
-    shards: list[Any],
-    options: PackOptions,
-    dropped: list[dict[str, str]],
-    other: dict[str, int],
-    part: Part | None,
-) -> None:
-    data = index.to_bytes(samples)
-    atomic.write_bytes(folder / INDEX_NAME, data)
+def _manifest(work: _Packing, samples: list[Sample], data: bytes, shards: list[ShardEntry]) -> Manifest:
+    """Of the store with all ``samples``, whose index is ``data``, after the new ``shards`` were written."""
+    old, tally = work.base.manifest, work.merger.tally
+    options, part = work.request.options, work.request.part
+    # Another name, so that the old manifest and its index stay a pair until the new manifest is there.
+    name = f"index-{len(old.shards) + len(shards):06d}.npz" if old else INDEX_NAME
     manifest = Manifest(
         shards=shards,
-        index={"file": INDEX_NAME, "bytes": len(data), "xxh3": xxhash.xxh3_128_hexdigest(data)},
+        index={"file": name, "bytes": len(data), "xxh3": xxhash.xxh3_128_hexdigest(data)},
         samples=len(samples),
         depth=options.depth,
         statistics=statistics(samples, tally, options.depth),
@@ -256,48 +257,49 @@ def _write_manifest(
             **{k: v for k, v in asdict(options).items() if k != "skip_bad"},
             **({"part": asdict(part)} if part else {}),
         },
-        dropped=dropped,
+        dropped=work.merger.dropped,
         provenance={
             "nanodist": __version__,
             "numpy": np.__version__,
             "pillow": PIL.__version__,
-            "other_files": other,
+            "other_files": work.other,
+            "sums": sums(tally),
         },
     )
-    atomic.write_json(folder / NAME, manifest.to_dict())
+    return grown(old, manifest) if old else manifest
 
 
-def _none_left(found: list[Source], dropped: list[dict[str, str]]) -> str:
+def _agree(requests: list[_Request]) -> None:
+    """Refuse ranks that were asked for different things: they are not ranks of one packing."""
+    for rank, request in enumerate(requests):
+        for name, value in vars(requests[0]).items():
+            if getattr(request, name) != value:
+                raise UserError(
+                    f"rank {rank} was asked for {name} {getattr(request, name)} and rank 0 for {value}: the ranks of a "
+                    "packing share one command; start several packings as jobs of their own"
+                )
+
+
+def _digest(facts: Any) -> str:
+    return hashlib.blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()
+
+
+def _none_left(found: int, dropped: list[dict[str, str]]) -> str:
     reason, count = Counter(entry["reason"] for entry in dropped).most_common(1)[0]
     return (
-        f"none of the {len(found)} files can be packed; {count} of them: {reason} (such as {dropped[0]['source']}): "
+        f"none of the {found} files can be packed; {count} of them: {reason} (such as {dropped[0]['source']}): "
         "choose other files, another --tile, or --tile none"
     )
 
 
-@contextmanager
-def _executor(workers: int | None, files: int) -> Iterator[Executor | None]:
-    """A pool of processes, or ``None`` where one process does it."""
-    if workers is not None and workers < 0:
-        raise UserError(f"--workers is {workers}; it must be at least 0")
-    if workers is None:
-        workers = min(_cores(), files // _FILES_PER_WORKER)
-    if workers <= 1:
-        yield None
-        return
-    # Spawned: forking a process that runs threads (torch, a notebook) can hang.
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"))
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _cores() -> int:
-    affinity: Callable[[int], set[int]] | None = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
-def _missing_parents(out: Path) -> list[Path]:
-    """The folders above ``out`` that packing will make, the innermost first."""
-    return [parent for parent in Path(os.path.abspath(out)).parents if not parent.exists()]
+def _told(error: BaseException, out: Path, kept: Path | None) -> BaseException:
+    """The error as the user is to read it."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        error = UserError(f"the disk is full while packing to {out}: make room or choose another --out")
+    if isinstance(error, BrokenProcessPool):
+        error = UserError("a packing process was killed, most likely for memory: take fewer --workers")
+    if kept and isinstance(error, (UserError, OtherRankFailed)):
+        note = f"what is packed so far is kept in {kept}, and the same command goes on from there"
+        kind = UserError if isinstance(error, UserError) else OtherRankFailed
+        return kind(f"{error}; {note}")
+    return error

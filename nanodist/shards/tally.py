@@ -6,8 +6,8 @@ import math
 from collections import Counter
 from typing import Any
 
-from nanodist.shards.convert import Tile
 from nanodist.shards.index import Sample
+from nanodist.shards.pieces import PieceTile
 
 
 class Tally:
@@ -16,11 +16,24 @@ class Tally:
     def __init__(self) -> None:
         self.pixels = self.total = self.total_of_squares = 0
         self.seen: dict[str, tuple[str, str | None]] = {}
+        self.known: dict[tuple[str, int, int, int], tuple[str, str | None]] = {}
+        self.again = 0
 
-    def is_new(self, tile: Tile, key: str, source: str, label: str | None, dropped: list[dict[str, str]]) -> bool:
-        """Count a tile, unless the same pixels were there before."""
-        first, first_label = self.seen.setdefault(tile.pixel_hash, (key, label))
-        if first != key:
+    def know(self, sample: Sample) -> None:
+        """Remember a sample of a store that grows; its pixels are in the sums already.
+
+        The store does not keep the hash of pixels, so that such a sample is told by its encoded bytes.
+        """
+        self.known.setdefault((sample.xxh3, sample.size, sample.height, sample.width), (sample.key, sample.label))
+
+    def is_new(self, tile: PieceTile, key: str, source: str, label: str | None, dropped: list[dict[str, str]]) -> bool:
+        """Count a tile, unless the same pixels were there before; ``again`` counts a store's own samples."""
+        stored = self.known.get((tile.xxh3, tile.size, tile.height, tile.width))
+        if stored == (key, label):
+            self.again += 1
+            return False
+        first, first_label = stored or self.seen.setdefault(tile.pixel_hash, (key, label))
+        if first != key or stored:
             conflict = "" if label == first_label else ", which has another label"
             dropped.append({"source": source, "reason": f"exact duplicate{conflict}", "key": key, "of": first})
             return False

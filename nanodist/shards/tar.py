@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import tarfile
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
-from typing import BinaryIO
 
 import xxhash
 
@@ -16,13 +15,9 @@ BLOCK = 512
 MAX_KEY = 90  # the name field of USTAR has 100 bytes, and the longest ending is ".json"
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a sample's image was written: number of the shard, offset and length in bytes."""
-
-    shard: int
-    offset: int
-    size: int
+def shard_name(number: int) -> str:
+    """File name of a shard."""
+    return f"shard-{number:06d}.tar"
 
 
 def member(name: str, data: bytes) -> bytes:
@@ -34,62 +29,26 @@ def member(name: str, data: bytes) -> bytes:
     return header + data + bytes(-len(data) % BLOCK)
 
 
-class ShardWriter:
-    """Writes ``shard-000000.tar``, ``shard-000001.tar``, ... into ``folder``, each of about ``shard_bytes`` at most.
+def write_shard(path: Path, samples: int, blocks: Iterable[bytes]) -> ShardEntry:
+    """Write the members in ``blocks`` and the end of a tar to ``path``, which appears once it is whole and synced.
 
-    A sample is never parted, so that a shard with a single larger sample may be larger. Use as a context manager;
-    ``shards`` is whole once it is left.
+    Raises:
+        OSError: the disk is full.
     """
-
-    def __init__(self, folder: Path, shard_bytes: int) -> None:
-        self.folder, self.shard_bytes = folder, shard_bytes
-        self.shards: list[ShardEntry] = []
-        self._file: BinaryIO | None = None
-        self._hash = xxhash.xxh3_128()
-        self._length = self._samples = 0
-
-    def __enter__(self) -> ShardWriter:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self.close()
-        elif self._file is not None:
-            self._file.close()
-
-    def add(self, key: str, suffix: str, image: bytes, json_text: bytes) -> Place:
-        """Append ``KEY.suffix`` and ``KEY.json``."""
-        members = [member(f"{key}.{suffix}", image), member(f"{key}.json", json_text)]
-        total = sum(map(len, members))
-        if self._samples and self._length + total > self.shard_bytes:
-            self.close()
-        if self._file is None:
-            self._file = open(self.folder / self._name(), "wb")  # noqa: SIM115
-        place = Place(len(self.shards), self._length + BLOCK, len(image))
-        for data in members:
-            self._write(data)
-        self._samples += 1
-        return place
-
-    def close(self) -> None:
-        """End the shard that is being written."""
-        if self._file is None:
-            return
-        end = self._length + 2 * BLOCK
-        self._write(bytes(end - self._length + -end % tarfile.RECORDSIZE))
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self._file = None
-        self.shards.append(ShardEntry(self._name(), self._samples, self._length, self._hash.hexdigest()))
-        self._hash.reset()
-        self._length = self._samples = 0
-
-    def _name(self) -> str:
-        return f"shard-{len(self.shards):06d}.tar"
-
-    def _write(self, data: bytes) -> None:
-        assert self._file is not None
-        self._file.write(data)
-        self._hash.update(data)
-        self._length += len(data)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    digest, length = xxhash.xxh3_128(), 0
+    try:
+        with open(temporary, "wb") as file:
+            for block in blocks:
+                file.write(block)
+                digest.update(block)
+                length += len(block)
+            end = bytes(2 * BLOCK + -(length + 2 * BLOCK) % tarfile.RECORDSIZE)
+            file.write(end)
+            digest.update(end)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return ShardEntry(path.name, samples, length + len(end), digest.hexdigest())

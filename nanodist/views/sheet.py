@@ -42,7 +42,9 @@ def write_view_sheet(
     columns = []
     for i in chosen:
         tile = store.read(i)
-        both = (make_view(torch.tensor(tile[None]), config, seed, [epoch], [store.keys[i]], view) for view in (0, 1))
+        known = store.samples.columns["pixel_size_nm"][[i]]
+        pixels = torch.tensor(tile[None])
+        both = (make_view(pixels, config, seed, [epoch], [store.keys[i]], view, known) for view in (0, 1))
         cells = [_resized(to_unit(tile), config.size_px), *(view[0, 0].numpy() for view in both)]
         columns.append(np.concatenate([np.pad(cell, 2, constant_values=1.0) for cell in cells]))
     sheet = (np.concatenate(columns, axis=1) * 255).round().astype(np.uint8)

@@ -16,40 +16,57 @@ from hpc import config as recipes
 from hpc.batch_norm import Layout, make_layout
 from hpc.checkpoint.elastic import gather, optimizer_steps, scatter
 from hpc.engine import Engine, start
-from hpc.loop import train_step
 from hpc.optimizers import build_optimizer
+from hpc.seeding import permutation
+from hpc.step import train_step
 from hpc.topology import detect
 from nanodist.pretrain.recipe import PretrainRecipe
-from nanodist.pretrain.run import _plan
+from nanodist.pretrain.run import make_plan
 from nanodist.pretrain.task import PretrainTask
 from nanodist.shards import Batch, Store
-from tests.e2e.invariance import SABOTAGES, STATES
+from nanodist.shards.loader import places
+from tests.e2e.invariance import MICRO_BATCHES, RATES, SABOTAGES, STATES
 
 
 class Bench:
     """A task and its engine, as a pretraining makes them."""
 
-    def __init__(self, folder: Path, objective: str, stage: int, sabotage: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        objective: str,
+        stage: int = 0,
+        sabotage: str = "none",
+        micro_batches: int = 1,
+        workers: int = 0,
+        precision: str = "fp32",
+    ) -> None:
         values = json.loads((folder / "recipe.json").read_text())
         values["objective"] = {"name": objective}
+        values["optimizer"]["lr"] = RATES[objective]
         values["engine"]["zero_stage"] = stage
-        if objective == "barlow_twins":
-            values["optimizer"]["lr"] = 0.05
+        values["data"] = {"workers": workers}
+        values["train"]["precision"] = precision
         recipe = recipes.build(PretrainRecipe, values)
         topology = detect()
         store = Store.open(folder / "store")
         self.device = start(recipe.engine, topology)
+        self.rank, self.world_size, self.sabotage = topology.rank, topology.world_size, sabotage
         world = dist.new_group() if topology.world_size > 1 else None
         batch = recipe.train.global_batch_size
         if sabotage == "norm_per_rank":
-            layout = Layout(batch // topology.world_size, batch // topology.world_size, world)
+            alone = min(batch // topology.world_size, recipe.bn_group_size()) // 2
+            layout = Layout(alone, batch // topology.world_size, world)
         else:
-            layout = make_layout(batch, recipe.bn_group_size(), topology.rank, topology.world_size)
-        self.task = PretrainTask(recipe, store, topology, self.device, layout, world)
-        self.plan = _plan(recipe, store)
+            layout = make_layout(batch, recipe.bn_group_size(), self.rank, self.world_size, micro_batches)
+        self.task = PretrainTask(recipe, store, topology, self.device, layout, world, micro_batches)
+        self.plan = make_plan(recipe, store)
         optimizer = build_optimizer(self.task.module, recipe.optimizer, self.plan.learning_rate(0))
-        self.engine = Engine(self.task.module, optimizer, recipe.engine, topology, self.device, batch)
-        self.rank, self.sabotage = topology.rank, sabotage
+        self.engine = Engine(
+            self.task.module, optimizer, recipe.engine, topology, self.device, batch, 0.0, micro_batches
+        )
+        self.places = places(batch, self.rank, self.world_size, micro_batches)
+        self.permuted: int | None = None
 
     def batch(self, step: int) -> Batch:
         stream = self.task.batches(step)
@@ -59,29 +76,52 @@ class Bench:
             wrong = (int(batch.indices[0]) + 1) % len(self.task.store)
             batch.keys[0] = self.task.store.keys[wrong]
             batch.images[0] = self.task.store.read(wrong)
-        return batch
+        return batch if self.permuted is None else self._permute(batch)
+
+    def _permute(self, batch: Batch) -> Batch:
+        size = self.task.layout.bn_group_size
+        order = np.concatenate(
+            [
+                first + permutation(size, self.permuted or 0, "permute", batch.step)
+                for first in range(0, len(batch.keys), size)
+            ]
+        )
+        keys = [batch.keys[i] for i in order]
+        return Batch(batch.step, batch.epochs[order], batch.indices[order], keys, batch.images[order], None, 0.0)
+
+    def step(self, step: int) -> float:
+        return train_step(self.task, self.engine, self.batch(step), self.plan.learning_rate(step)).loss
 
     def recorded_step(self, step: int, folder: Path) -> float:
         """One step whose samples, views, loss, gradient and update are written to ``folder``."""
         folder.mkdir(parents=True, exist_ok=True)
         batch = self.batch(step)
         np.save(folder / f"views-{self.rank}.npy", self.task.views(batch).numpy())
-        (folder / f"samples-{self.rank}.json").write_text(json.dumps(batch.keys))
+        record = {"places": self.places.tolist(), "keys": batch.keys}
+        (folder / f"samples-{self.rank}.json").write_text(json.dumps(record))
         before = {name: t.clone() for name, t in gather(self.engine)["model"].items()}
         gradients: dict[str, torch.Tensor] = {}
-        loss, _ = self._step_and_keep_gradients(batch, self.plan.learning_rate(step), gradients)
+        loss = self._step_and_keep_gradients(batch, self.plan.learning_rate(step), gradients)
         after = gather(self.engine)["model"]
+        if self.rank == 0:
+            save_file(self._changes(before, after, gradients, loss), folder / "step.safetensors")
+        return loss
+
+    def _changes(
+        self,
+        before: dict[str, torch.Tensor],
+        after: dict[str, torch.Tensor],
+        gradients: dict[str, torch.Tensor],
+        loss: float,
+    ) -> dict[str, torch.Tensor]:
         parameters = {name for name, _ in self.task.module.named_parameters()}
-        record = {"loss": torch.tensor(loss, dtype=torch.float64)}
+        changes = {"loss": torch.tensor(loss, dtype=torch.float64)}
         for name, tensor in after.items():
             if name in parameters:
-                record[f"update.{name}"] = tensor - before[name]
+                changes[f"update.{name}"] = tensor - before[name]
             elif tensor.is_floating_point():
-                record[f"buffer.{name}"] = tensor.clone()
-        record.update({f"gradient.{name}": tensor for name, tensor in gradients.items()})
-        if self.rank == 0:
-            save_file(record, folder / "step.safetensors")
-        return loss
+                changes[f"buffer.{name}"] = tensor.clone()
+        return {**changes, **{f"gradient.{name}": tensor for name, tensor in gradients.items()}}
 
     def _step_and_keep_gradients(self, batch: Batch, lr: float, gradients: dict[str, torch.Tensor]) -> Any:
         from deepspeed.utils import safe_get_full_grad
@@ -95,7 +135,7 @@ class Bench:
 
         self.engine.step = step  # type: ignore[method-assign]
         try:
-            return train_step(self.task, self.engine, batch, lr)
+            return train_step(self.task, self.engine, batch, lr).loss
         finally:
             self.engine.step = real_step  # type: ignore[method-assign]
 
@@ -114,37 +154,59 @@ class Bench:
 def reference(folder: Path, objectives: list[str]) -> None:
     """Train on one rank, keeping states and recording the step that follows each."""
     for objective in objectives:
-        bench = Bench(folder, objective, 0, "none")
+        bench = Bench(folder, objective)
         losses = []
         for step in range(max(STATES) + 1):
             if step in STATES:
                 bench.save(folder / objective / f"state-{step}")
                 losses.append(bench.recorded_step(step, folder / objective / f"reference-{step}"))
             else:
-                losses.append(
-                    train_step(bench.task, bench.engine, bench.batch(step), bench.plan.learning_rate(step))[0]
-                )
+                losses.append(bench.step(step))
         (folder / objective / "losses.json").write_text(json.dumps(losses))
 
 
-def steps(folder: Path, objectives: list[str], stages: list[int]) -> None:
-    """From every state of the reference one step, at every ZeRO stage, and with every sabotage."""
+def steps(folder: Path, objectives: list[str], stages: list[int], micro_batches: list[int]) -> None:
+    """From every state of the reference one step, in every way, and with every sabotage on two ranks."""
     for objective in objectives:
-        cases = [(stage, "none", state) for stage in stages for state in STATES]
-        cases += [(0, sabotage, STATES[1]) for sabotage in SABOTAGES[1:]]
-        benches: dict[tuple[int, str], Bench] = {}
-        for stage, sabotage, state in cases:
-            if (stage, sabotage) not in benches:
-                benches = {(stage, sabotage): Bench(folder, objective, stage, sabotage)}
-            bench = benches[stage, sabotage]
-            bench.load(folder / objective / f"state-{state}")
-            bench.recorded_step(state, folder / objective / f"case-{stage}-{sabotage}-{state}")
+        ways = [(stage, "none", micro) for stage in stages for micro in micro_batches]
+        if detect().world_size == 2:
+            ways += [(0, sabotage, 1) for sabotage in SABOTAGES[1:]]
+        for number, (stage, sabotage, micro) in enumerate(ways):
+            # Both numbers of loader workers come with every stage and every number of micro-batches in turn.
+            workers = 2 * ((number // 2 + number) % 2)
+            bench = Bench(folder, objective, stage, sabotage, micro, workers)
+            for state in STATES if sabotage == "none" else STATES[1:2]:
+                bench.load(folder / objective / f"state-{state}")
+                name = f"case-{bench.world_size}-{micro}-{stage}-{workers}-{sabotage}-{state}"
+                bench.recorded_step(state, folder / objective / name)
+
+
+def curves(folder: Path, objectives: list[str]) -> None:
+    """The losses of 20 steps in fp64 and in fp32; on one rank also with samples permuted inside the groups."""
+    for objective in objectives:
+        for micro in MICRO_BATCHES:
+            for precision in ("fp64", "fp32"):
+                _curve(Bench(folder, objective, micro_batches=micro, precision=precision), folder, precision, micro)
+        if detect().world_size == 1:
+            for number in range(3):
+                bench = Bench(folder, objective)
+                bench.permuted = number
+                _curve(bench, folder, f"permuted{number}", 1)
+
+
+def _curve(bench: Bench, folder: Path, kind: str, micro: int) -> None:
+    losses = [bench.step(step) for step in range(20)]
+    if bench.rank == 0:
+        path = folder / bench.task.recipe.objective.name / f"curve-{kind}-{bench.world_size}-{micro}.json"
+        path.write_text(json.dumps(losses))
 
 
 if __name__ == "__main__":
     kind, where, names, *rest = sys.argv[1:]
     if kind == "reference":
         reference(Path(where), names.split(","))
+    elif kind == "curves":
+        curves(Path(where), names.split(","))
     else:
-        steps(Path(where), names.split(","), [int(s) for s in rest[0].split(",")])
+        steps(Path(where), names.split(","), *([int(n) for n in text.split(",")] for text in rest))
     dist.destroy_process_group()

@@ -1,4 +1,7 @@
-"""One rank and two ranks are the same run, and a comparison that could not fail would be none."""
+"""Any ranks, micro-batches and ZeRO stages are the same run, and a comparison that could not fail would be none.
+
+The whole grid, with 3 and 4 ranks at every stage and with curves, is ``python -m tests.e2e.invariance``.
+"""
 
 import pytest
 
@@ -7,13 +10,16 @@ from tests.e2e.invariance import OBJECTIVES, SABOTAGES, STATES, check, holds
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
-    return check(tmp_path_factory.mktemp("invariance"))
+    return check(tmp_path_factory.mktemp("invariance"), worlds=(2,))
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("micro", [1, 4])
 @pytest.mark.parametrize("zero", [0, 1, 2])
-def test_two_ranks_take_the_step_of_one(rows, objective, zero):
-    own = [r for r in rows if (r["objective"], r["zero"], r["sabotage"]) == (objective, zero, "none")]
+def test_two_ranks_take_the_step_of_one(rows, objective, micro, zero):
+    own = [
+        r for r in rows if (r["objective"], r["micro"], r["zero"], r["sabotage"]) == (objective, micro, zero, "none")
+    ]
     assert sorted(r["step"] for r in own) == sorted(STATES)
     for row in own:
         assert holds(row), row
@@ -30,3 +36,8 @@ def test_a_swapped_sample_and_norm_per_rank_are_seen(rows, objective, sabotage):
         assert row["same_samples"] and row["gradient"] > 1e-2
     else:
         assert not row["same_samples"] and row["views"] > 1e-2 and row["gradient"] > 1e-2
+
+
+def test_three_ranks_of_four_micro_batches(tmp_path):
+    for row in check(tmp_path, ("simclr",), worlds=(3,), stages=(1,), micro_batches=(4,)):
+        assert row["ranks"] == 3 and holds(row), row

@@ -84,3 +84,29 @@ def test_how_is_not_in_the_fingerprint_and_what_is():
 def test_changes_name_keys_and_values():
     old, new = config.to_dict(made()), config.to_dict(made("inner.lr=2", "name=b"))
     assert config.changes(old, new) == ["name: a -> b", "inner.lr: 0.1 -> 2.0"]
+
+
+def test_a_section_may_expand_what_was_written():
+    @dataclass(frozen=True)
+    class Named:
+        lr: float = option(0.1, "Rate.")
+
+        @classmethod
+        def expand(cls, values):
+            given = dict(values)
+            if given.pop("named", "fast") != "fast":
+                raise ValueError("named is not fast")
+            return {"lr": 7.0, **given} if "named" in values else given
+
+    @dataclass(frozen=True)
+    class Outer:
+        inner: Named = section(Named)
+
+    built = config.build(Outer, {"inner": {"named": "fast"}})
+    assert built.inner.lr == 7.0 and config.to_dict(built) == {"inner": {"lr": 7.0}}
+    assert config.fingerprint(built) == config.fingerprint(config.build(Outer, {"inner": {"lr": 7}}))
+    assert config.build(Outer, {"inner": {"named": "fast", "lr": 3}}).inner.lr == 3.0
+    with pytest.raises(UserError, match="section 'inner': named is not fast"):
+        config.build(Outer, {"inner": {"named": "slow"}})
+    with pytest.raises(UserError, match=r"'inner\.nam' does not exist"):
+        config.build(Outer, {"inner": {"nam": "fast"}})

@@ -163,3 +163,40 @@ def test_two_cpu_ranks_train_under_deepspeed_where_no_compiler_is(tmp_path):
         [*launcher, str(script)], env=environ, capture_output=True, text=True, timeout=240, check=False
     )
     assert done.stdout.count("STEPPED") == 2, done.stderr[-2000:]
+
+
+@pytest.fixture
+def cgroup(tmp_path, monkeypatch):
+    """A job's cgroup in another one, with a limit on each of the two."""
+    inner = tmp_path / "fs" / "slurm" / "job_7"
+    inner.mkdir(parents=True)
+    (tmp_path / "cgroup").write_text("1:cpu:/elsewhere\n0::/slurm/job_7\n")
+    read = environment._cgroup_values
+    monkeypatch.setattr(environment, "_cgroup_values", lambda name: read(name, tmp_path / "fs", tmp_path / "cgroup"))
+    return inner
+
+
+def test_cores_and_memory_are_those_of_the_cgroups_above_as_well(cgroup):
+    cores, memory = environment.cores(), environment.memory_bytes({})
+    for name, value in {"cpu.max": "max 100000", "memory.max": "max"}.items():
+        (cgroup / name).write_text(value)
+    assert (environment.cores(), environment.memory_bytes({})) == (cores, memory)
+    for name, value in {"cpu.max": "150000 100000", "memory.max": "1000000"}.items():
+        (cgroup.parent / name).write_text(value)
+    assert (environment.cores(), environment.memory_bytes({})) == (1, 1000000)
+
+
+def test_memory_is_at_most_that_of_the_slurm_job(cgroup):
+    assert environment.memory_bytes({"SLURM_MEM_PER_NODE": "8"}) == 8 * 2**20
+    assert environment.memory_bytes({"SLURM_MEM_PER_CPU": "3", "SLURM_CPUS_ON_NODE": "2"}) == 6 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("machine", "mask", "quota", "expected"),
+    [(64, 64, "max 100000", 16), (64, 8, "max 100000", 8), (64, 8, "400000 100000", 1), (64, 64, "800000 100000", 2)],
+)
+def test_a_rank_takes_what_it_is_bound_to_or_its_share(cgroup, monkeypatch, machine, mask, quota, expected):
+    monkeypatch.setattr("os.cpu_count", lambda: machine)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(mask)))
+    (cgroup / "cpu.max").write_text(quota)
+    assert environment.cores_of_rank(4) == expected

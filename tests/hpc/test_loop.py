@@ -1,77 +1,23 @@
+import dataclasses
 import json
-import math
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from hpc import loop
+from hpc.checkpoint import files
 from hpc.errors import UserError
-from hpc.loop import NonFiniteLoss, Plan, SavingConfig, TrainState, train, train_step
+from hpc.loop import Keepers, NonFinite, Preempted, train
 from hpc.optimizers import OptimizerConfig
 from hpc.run_dir import RunDir
+from hpc.saving import restore
+from hpc.step import train_step
+from hpc.task import Plan, SavingConfig, TrainState
+from tests.hpc.plain import PlainEngine, Quadratic
 
-
-class PlainEngine:
-    """An engine without DeepSpeed: what the loop asks of one."""
-
-    def __init__(self, module):
-        self.module, self.zero_stage, self.device = module, 0, torch.device("cpu")
-        self.topology = SimpleNamespace(is_main=True)
-        self.optimizer = torch.optim.SGD(module.parameters(), lr=1.0, momentum=0.9)
-        self.rates = []
-
-    def forward(self, x):
-        return self.module(x)
-
-    def backward(self, loss):
-        self.optimizer.zero_grad()
-        loss.backward()
-
-    def step(self, lr):
-        self.rates.append(lr)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.step()
-
-
-class Quadratic:
-    def __init__(self, bad_step=None):
-        torch.manual_seed(0)
-        self.module, self.bad_step, self.moved = nn.Linear(3, 1), bad_step, 0
-
-    def batches(self, start_step):
-        step = start_step
-        while True:
-            keys = [f"s{step}-{i}" for i in range(20)]
-            yield SimpleNamespace(step=step, keys=keys, wait_seconds=0.0)
-            step += 1
-
-    def forward(self, model, batch):
-        return {"y": model(torch.full((4, 3), 1.0 + batch.step % 3))}
-
-    def loss(self, outputs, batch):
-        scale = math.nan if batch.step == self.bad_step else 1.0
-        return outputs["y"].square().mean() * scale
-
-    def after_step(self):
-        self.moved += 1
-
-    def measures(self, outputs):
-        return {"spread": float(outputs["y"].std())}
-
-    def epochs_done(self, step):
-        return step / 10
-
-    def state_dict(self):
-        return {"version": 1}
-
-    def load_state_dict(self, state):
-        assert state == {"version": 1}
-
-
-PLAN = Plan(10, 4, 4, OptimizerConfig(name="sgd", lr=0.01, warmup_steps=2), SavingConfig(every_steps=5, keep=2))
+SAVING = SavingConfig(every_steps=5, keep=2)
+PLAN = Plan(10, 4, 4, OptimizerConfig(name="sgd", lr=0.01, warmup_steps=2), SAVING)
 
 
 @pytest.fixture
@@ -79,38 +25,53 @@ def run(tmp_path):
     return RunDir.prepare(tmp_path / "run", "seed: 0\n", "f")
 
 
-def _train(run, task, state=None):
-    lines = []
+def _train(run, task, plan=PLAN, keepers=None, state=None):
+    lines, said = [], []
     engine = PlainEngine(task.module)
     state = state or TrainState()
-    loop.restore(task, engine, run, state, warn=lines.append)
-    train(task, engine, PLAN, run, SimpleNamespace(log=lines.append), state, None)
-    return engine, lines
+    restore(task, engine, run, state, warn=said.append)
+    tracker = SimpleNamespace(log=lines.append)
+    train(task, engine, plan, run, tracker, state, None, keepers, said.append)
+    return engine, lines, said
+
+
+def _saved(run):
+    return sorted(p.name for p in run.checkpoints.glob("step-*"))
 
 
 def test_logs_saves_and_schedules(run):
     task = Quadratic()
-    engine, lines = _train(run, task)
-    assert [line["step"] for line in lines] == [1, 4, 8, 10] and task.moved == 10
-    named = {"step", "epoch", "samples_seen", "loss", "lr", "images_per_s", "data_wait_share", "spread"}
+    engine, lines, said = _train(run, task)
+    assert [line["step"] for line in lines] == [1, 4, 8, 10] and task.moved == 10 and not said
+    named = {
+        "step",
+        "epoch",
+        "samples_seen",
+        "loss",
+        "lr",
+        "images_per_s",
+        "data_wait_share",
+        "gradient_norm",
+        "spread",
+    }
     assert set(lines[0]) == named and lines[-1]["samples_seen"] == 40 and lines[-1]["epoch"] == 1.0
     assert engine.rates == [PLAN.learning_rate(step) for step in range(10)] and engine.rates[1] == 0.01
-    assert sorted(p.name for p in run.checkpoints.glob("step-*")) == ["step-00000005", "step-00000010"]
+    assert _saved(run) == ["step-00000005", "step-00000010"]
 
 
 def test_resumes_from_the_newest_whole_checkpoint(run):
     _train(run, Quadratic())
     whole = (run.checkpoints / "step-00000010" / "model.safetensors").read_bytes()
     (run.checkpoints / "step-00000010" / "state.json").write_text("{")
-    _, lines = _train(run, Quadratic())
-    assert "step-00000010 is broken; continuing from step-00000005" in lines[0]
-    assert [line["step"] for line in lines[1:]] == [8, 10]
+    _, lines, said = _train(run, Quadratic())
+    assert "state.json does not match its hash; continuing from step-00000005" in said[0]
+    assert [line["step"] for line in lines] == [8, 10]
     assert (run.checkpoints / "step-00000010" / "model.safetensors").read_bytes() == whole
 
 
 def test_a_complete_run_does_nothing(run):
     _train(run, Quadratic())
-    engine, lines = _train(run, Quadratic())
+    engine, lines, _ = _train(run, Quadratic())
     assert engine.rates == [] and lines == []
 
 
@@ -122,28 +83,111 @@ def test_a_checkpoint_of_another_model_is_refused(run):
         _train(run, other)
 
 
-def test_a_loss_that_is_not_finite_changes_nothing_and_names_the_samples():
-    task = Quadratic(bad_step=3)
+@pytest.mark.parametrize("kind", ["bad_loss", "bad_gradient"])
+def test_what_is_not_finite_changes_nothing_and_names_the_samples(run, kind):
+    task = Quadratic(**{kind: (3,)})
     engine = PlainEngine(task.module)
     before = task.module.weight.detach().clone()
     batch = SimpleNamespace(step=3, keys=["a", "b"], wait_seconds=0.0)
-    with pytest.raises(NonFiniteLoss, match="the loss is nan at step 4; first samples of this rank: a, b"):
-        train_step(task, engine, batch, 0.1)
-    assert torch.equal(task.module.weight, before) and task.moved == 0
+    result = train_step(task, engine, batch, 0.1)
+    assert not result.taken and torch.equal(task.module.weight, before) and (task.moved, task.skipped) == (0, 1)
+    what = kind.removeprefix("bad_")
+    with pytest.raises(NonFinite, match=rf"the {what} is not finite at step 4; .*s3-0, s3-1"):
+        _train(run, Quadratic(**{kind: (3,)}))
+    (line,) = (run.path / "nonfinite" / "rank-0.jsonl").read_text().splitlines()
+    record = json.loads(line)
+    assert record["step"] == 4 and record["samples"][:2] == ["s3-0", "s3-1"] and len(record["samples"]) == 20
 
 
-def test_a_full_disk_ends_the_run_with_a_sentence_and_keeps_the_last_checkpoint(run, monkeypatch):
-    real, calls = loop.write, []
+def test_a_skipped_step_counts_and_leaves_the_optimizer_alone(run):
+    skip = dataclasses.replace(PLAN, non_finite="skip")
+    task = Quadratic(bad_gradient=(3,))
+    engine, lines, said = _train(run, task, skip)
+    assert task.moved == 9 and task.skipped == 1 and len(engine.rates) == 9
+    assert any("step 4" in text and "skipped" in text for text in said)
+    # Step 4 was logged, and has no figures of a gradient.
+    assert lines[1]["step"] == 4 and "gradient_norm" not in lines[1] and lines[-1]["step"] == 10
 
-    def write(*arguments):
-        calls.append(arguments)
-        if len(calls) == 2:
+
+def test_too_many_skipped_steps_in_a_row_end_the_run(run):
+    plan = dataclasses.replace(PLAN, steps=30, non_finite="skip")
+    with pytest.raises(NonFinite, match="10 steps in a row"):
+        _train(run, Quadratic(bad_loss=range(2, 30)), plan)
+
+
+class Asked:
+    """Preemption that is asked for after some steps."""
+
+    def __init__(self, after):
+        self.left = after
+
+    @property
+    def reason(self):
+        self.left -= 1
+        return "SIGUSR2" if self.left < 0 else None
+
+
+def test_preempted_at_any_step_and_continued_is_the_undisturbed_run(run, tmp_path):
+    _, whole, _ = _train(run, Quadratic(), dataclasses.replace(PLAN, log_every_steps=1))
+    other = RunDir.prepare(tmp_path / "other", "seed: 0\n", "f")
+    lines, plan = [], dataclasses.replace(PLAN, log_every_steps=1)
+    state = TrainState()
+    for after in (2, 0, 3):
+        task, engine, state = Quadratic(), None, TrainState()
+        engine = PlainEngine(task.module)
+        restore(task, engine, other, state, warn=lines.append)
+        with pytest.raises(Preempted, match="SIGUSR2"):
+            train(task, engine, plan, other, SimpleNamespace(log=lines.append), state, None, Keepers(Asked(after)))
+        assert _saved(other)[-1] == f"step-{state.step:08d}"
+    assert state.step == 8
+    _, rest, _ = _train(other, Quadratic(), plan)
+    figures = ("step", "loss", "lr", "gradient_norm")
+    assert [[line[f] for f in figures] for line in lines + rest] == [[line[f] for f in figures] for line in whole]
+
+
+def test_asked_at_the_last_step_the_run_is_complete(run):
+    _train(run, Quadratic(), keepers=Keepers(Asked(9)))
+    assert _saved(run)[-1] == "step-00000010"
+
+
+def test_evaluations_are_logged_and_rank_the_checkpoints(run):
+    saving = SavingConfig(every_steps=1, keep=1, keep_best=1)
+    plan = dataclasses.replace(PLAN, saving=saving, evaluate_every_steps=4)
+    task = Quadratic()
+    _, lines, _ = _train(run, task, plan)
+    evaluated = [(line["step"], line["eval_knn"]) for line in lines if "eval_knn" in line]
+    assert evaluated == [(4, pytest.approx(0.1)), (8, pytest.approx(0.2)), (10, pytest.approx(0.3))]
+    assert not any("score" in line for line in lines)
+    assert _saved(run)[-1] == "step-00000010"
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_write_that_fails_is_said_and_the_next_is_tried(run, monkeypatch, background):
+    real, calls = files.put, []
+
+    def write(checkpoints, step, *rest):
+        calls.append(step)
+        if step == 4:
             raise OSError(28, "No space left on device")
-        return real(*arguments)
+        return real(checkpoints, step, *rest)
 
-    monkeypatch.setattr(loop, "write", write)
-    with pytest.raises(UserError, match=r"checkpoint of step 10 .* cannot be written: No space left on device"):
+    monkeypatch.setattr(files, "put", write)
+    saving = SavingConfig(every_steps=2, keep=9, background=background)
+    _, _, said = _train(run, Quadratic(), dataclasses.replace(PLAN, saving=saving))
+    assert calls == [2, 4, 6, 8, 10] and len(said) == 1
+    assert "No space left on device" in said[0] and "training goes on" in said[0]
+    assert _saved(run) == [f"step-{step:08d}" for step in (2, 6, 8, 10)]
+
+
+def test_the_last_write_has_to_succeed(run, monkeypatch):
+    real = files.put
+
+    def write(checkpoints, step, *rest):
+        if step == 10:
+            raise OSError(28, "No space left on device")
+        return real(checkpoints, step, *rest)
+
+    monkeypatch.setattr(files, "put", write)
+    with pytest.raises(UserError, match="No space left on device"):
         _train(run, Quadratic())
-    assert [p.name for p in run.checkpoints.glob("step-*")] == ["step-00000005"]
-    state = json.loads((run.checkpoints / "step-00000005" / "state.json").read_text())
-    assert state["step"] == 5
+    assert _saved(run) == ["step-00000005"]

@@ -5,7 +5,17 @@ import numpy as np
 import pytest
 
 from hpc.errors import UserError
-from hpc.run_dir import KILLED, MetricsWriter, RunDir, git_commit, metric_lines, package_versions, read_metrics
+from hpc.run_dir import (
+    KILLED,
+    MetricsWriter,
+    RunDir,
+    futile_starts,
+    git_commit,
+    metric_lines,
+    package_versions,
+    read_metrics,
+)
+from tests.hpc.small_disk import fill, small_disk
 
 TOPOLOGY = {"rank": 0, "world_size": 2, "launcher": "torchrun"}
 
@@ -89,6 +99,104 @@ def test_a_start_without_an_end_was_killed(tmp_path, logged, last_step):
     assert first["reason"] == KILLED and first["last_step"] == last_step
 
 
+def test_what_is_known_of_the_former_end_is_recorded_where_it_recorded_none(tmp_path):
+    run = RunDir.prepare(tmp_path / "a", "seed: 1\n", "f00d")
+    known = "killed for memory (Slurm: OUT_OF_MEMORY)"
+    run.begin_start(TOPOLOGY, 1, former_end="of no start")
+    run.begin_start(TOPOLOGY, 1, former_end=known)
+    run.end_start(5, "preempted: SIGUSR2")
+    run.begin_start(TOPOLOGY, 6, former_end=known)
+    assert [start["reason"] for start in run.record()["starts"]] == [known, "preempted: SIGUSR2", None]
+
+
+def _record(*starts):
+    return {"starts": [{"first_step": first, "reason": reason} for first, reason in starts]}
+
+
+@pytest.mark.parametrize(
+    ("starts", "count"),
+    [
+        ([], 0),
+        ([(1, None)], 0),
+        ([(1, "failed: a"), (1, None)], 1),
+        ([(1, KILLED), (1, "failed: a"), (1, "killed for memory"), (1, None)], 3),
+        ([(1, "failed: a"), (1, "failed: a"), (21, None)], 0),  # the second got to a checkpoint of step 20
+        ([(1, "failed: a"), (21, "failed: a"), (21, None)], 1),
+        ([(1, "failed: a"), (1, "preempted: SIGUSR2"), (1, "interrupted"), (1, KILLED), (1, None)], 2),
+        ([(1, "failed: a"), (1, "preempted: SIGUSR2"), (9, KILLED), (9, None)], 1),
+        ([(1, "failed: a"), (101, "completed"), (101, None)], 0),
+    ],
+)
+def test_starts_without_progress_are_counted(starts, count):
+    assert futile_starts(_record(*starts)) == count
+
+
+@pytest.mark.parametrize(("first_step", "count"), [(1, 2), (21, 0), (None, 1)])
+def test_a_start_to_come_tells_whether_the_last_one_progressed(first_step, count):
+    assert futile_starts(_record((1, "failed: a"), (1, None)), first_step) == count
+
+
+def test_a_crash_loop_is_counted_over_real_records(tmp_path):
+    run = RunDir.prepare(tmp_path / "a", "seed: 1\n", "f00d")
+    for first, count in [(1, 0), (1, 1), (1, 2), (11, 0), (11, 1)]:
+        assert futile_starts(run.record(), first) == count
+        run.begin_start(TOPOLOGY, first)
+
+
+def test_a_full_disk_at_the_end_of_a_start_is_a_warning_and_at_its_begin_an_error(tmp_path, capsys):
+    with small_disk(tmp_path / "disk", "128k") as disk:
+        run = RunDir.prepare(disk / "a", "seed: 1\n", "f00d")
+        run.begin_start(TOPOLOGY, 1)
+        ballast = fill(disk)
+        run.end_start(7, "completed")
+        (warning,) = capsys.readouterr().err.splitlines()
+        assert "run.json cannot be written (No space left on device)" in warning
+        with pytest.raises(UserError, match=r"run\.json cannot be written: No space left"):
+            run.begin_start(TOPOLOGY, 8)
+        assert run.record()["starts"][0]["reason"] is None and len(run.record()["starts"]) == 1
+        ballast.unlink()
+        run.end_start(7, "completed")
+        assert run.record()["starts"][0]["reason"] == "completed"
+
+
+def test_a_full_disk_costs_no_line_and_warns_once(tmp_path, capsys):
+    with small_disk(tmp_path / "disk", "128k") as disk:
+        path = disk / "metrics.jsonl"
+        writer = MetricsWriter(path)
+        for step in range(1, 11):
+            writer.write({"step": step, "text": "x" * 700})
+        ballast = fill(disk)
+        for step in range(11, 41):
+            writer.write({"step": step, "text": "x" * 700})
+        assert steps(path)[-1] < 40 and path.stat().st_size % 4096 == 0  # full to the last page, within a line
+        warning = capsys.readouterr().err
+        assert warning.count("\n") == 1 and "metrics.jsonl cannot be written (No space left on device)" in warning
+        ballast.unlink()
+        writer.write({"step": 41})
+        assert steps(path) == list(range(1, 42)) and len(metric_lines(path)) == len(path.read_text().splitlines()) == 41
+        fill(disk)
+        for step in range(42, 60):
+            writer.write({"step": step, "text": "x" * 700})
+        assert capsys.readouterr().err == ""
+        writer.close()
+        assert "lines for" in (warning := capsys.readouterr().err) and "are lost" in warning
+        whole = steps(path)
+        assert whole == list(range(1, whole[-1] + 1)) and whole[-1] < 59
+        assert f"the last {59 - whole[-1]} lines" in warning
+        writer.close()
+
+
+def test_a_file_that_cannot_be_opened_yet_is_written_later(tmp_path, capsys):
+    path = tmp_path / "later" / "metrics.jsonl"
+    writer = MetricsWriter(path)
+    writer.write({"step": 1})
+    assert "cannot be written (No such file or directory)" in capsys.readouterr().err
+    path.parent.mkdir()
+    writer.write({"step": 2})
+    writer.close()
+    assert steps(path) == [1, 2] and capsys.readouterr().err == ""
+
+
 def test_metrics_are_there_before_close_and_are_never_rewritten(tmp_path):
     path = tmp_path / "metrics.jsonl"
     writer = MetricsWriter(path)
@@ -128,6 +236,19 @@ def test_a_step_logged_again_after_a_resume_counts_once(tmp_path):
     history = [(line["step"], line["start"]) for line in read_metrics(path)]
     assert history == [(2, 0), (4, 1), (6, 2)]  # step 8 belongs to a start that is dead
     assert len(metric_lines(path)) == 7
+
+
+def test_an_evaluation_of_the_same_step_joins_the_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    writer = MetricsWriter(path)
+    lines = [{"step": 2, "loss": math.nan, "lr": 0.1}, {"step": 2, "score": 0.7}, {"step": 4, "loss": 0.2}]
+    for line in (*lines, {"step": 2, "loss": 0.5, "lr": 0.1}, {"step": 2, "score": 0.6}, {"step": 4, "loss": 0.1}):
+        writer.write(line)
+    assert read_metrics(path) == [{"step": 2, "loss": 0.5, "lr": 0.1, "score": 0.6}, {"step": 4, "loss": 0.1}]
+    writer.write({"step": 4, "score": math.inf})
+    assert read_metrics(path)[1] == {"step": 4, "loss": 0.1, "score": None, "nonfinite": ["score"]}
+    writer.write({"step": 4, "score": 0.1})
+    assert read_metrics(path)[1] == {"step": 4, "loss": 0.1, "score": 0.1}
 
 
 def test_no_metrics_yet_is_an_empty_history(tmp_path):

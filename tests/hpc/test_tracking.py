@@ -6,6 +6,7 @@ import pytest
 from hpc.errors import UserError
 from hpc.run_dir import MetricsWriter, RunDir, read_metrics
 from hpc.tracking import Tracker, has_api_key, resolve_mode
+from tests.hpc.small_disk import fill, small_disk
 
 NOWHERE = {"NETRC": "/nonexistent"}
 
@@ -159,3 +160,51 @@ def test_a_log_that_fails_warns_once_and_metrics_go_on(run_dir, fake, capsys):
     assert capsys.readouterr().err.count("warning") == 1
     lines = [json.loads(text) for text in run_dir.metrics_path.read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2]
+
+
+def test_real_offline_files_hold_each_step_once_over_two_starts(run_dir):
+    """Steps that a resume trains again are in W&B's files once, under one id."""
+    pytest.importorskip("wandb")
+    for steps in ((1, 2, 3), (2, 3, 4)):
+        with Tracker(run_dir, is_main=True, mode="offline") as tracker:
+            for step in steps:
+                tracker.log({"step": step, "loss": 1 / step})
+    found = [step for path in sorted(run_dir.wandb.glob("offline-run-*/*.wandb")) for step in _wandb_steps(path)]
+    assert sorted(found) == [1, 2, 3, 4]
+
+
+def _wandb_steps(path):
+    """The steps that are in one of W&B's record files: LevelDB's log format after 7 bytes, protobuf inside."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, at, whole, steps = path.read_bytes(), 7, b"", []
+    assert data[:4] == b":W&B"
+    while at + 7 <= len(data):
+        if 32768 - at % 32768 < 7:  # no room for a header: padding to the next block
+            at += 32768 - at % 32768
+        length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        whole, at = whole + data[at + 7 : at + 7 + length], at + 7 + length
+        if kind in (1, 4):  # full, or the last part
+            record = Record()
+            record.ParseFromString(whole)
+            steps += [int(i.value_json) for i in record.history.item if "step" in (i.key, *i.nested_key)]
+            whole = b""
+    return steps
+
+
+def test_a_full_disk_does_not_end_a_run(tmp_path, monkeypatch, fake, capsys):
+    monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
+    with small_disk(tmp_path / "disk", "256k") as disk:
+        run_dir = RunDir.prepare(disk / "run", "seed: 1\n", "f00d")
+        ballast = fill(disk)
+        with Tracker(run_dir, is_main=True, mode="offline") as tracker:
+            tracker.log({"step": 1})
+            ballast.unlink()
+            tracker.log({"step": 2})
+        assert [line["step"] for line in read_metrics(run_dir.metrics_path)] == [1, 2]
+        # W&B's id could not be kept, so that its runs were closed and the next start begins one that knows all steps.
+        assert all(run.exit_code == 1 for run in fake) and not (run_dir.wandb / "run_id").exists()
+        assert all("\n" not in line and "warning" in line for line in capsys.readouterr().err.splitlines())
+        with Tracker(run_dir, is_main=True, mode="offline") as tracker:
+            tracker.log({"step": 3})
+        assert fake[-1].sent == [1, 2, 3]

@@ -90,6 +90,7 @@ def test_a_batch_script_asks_for_what_the_site_says(fake_slurm, tmp_path):
     assert job.job_id == "42"
     script = fake_slurm.read_text()
     wanted = ["partition=gpu", "nodes=2", "gpus-per-node=4", "ntasks-per-node=4", "cpus-per-task=6", "time=30"]
+    wanted += ["requeue", "signal=USR2@180", "open-mode=append"]
     for option in wanted:
         assert f"#SBATCH --{option}\n" in script
     (srun,) = [line for line in script.splitlines() if line.startswith("srun ")]
@@ -158,36 +159,49 @@ def test_a_wrong_site_file_is_the_users_mistake(tmp_path, capsys):
     assert "key 'queue' does not exist" in capsys.readouterr().err
 
 
-def test_the_batch_script_passes_arguments_on_unchanged(tmp_path):
-    """The script of ``slurm/`` with a ``srun`` that prints what it was given."""
-    (tmp_path / "srun").write_text('#!/bin/sh\nprintf "%s\\n" "$@" "$SITE"\nexit 7\n')
-    (tmp_path / "srun").chmod(0o755)
-    (tmp_path / "env.sh").write_text("export SITE=mine\n")
+@pytest.mark.parametrize(
+    ("code", "restarts", "requeued"), [(7, 0, True), (75, 3, True), (75, 20, False), (2, 0, False), (0, 0, False)]
+)
+def test_the_batch_script_passes_arguments_on_and_requeues(tmp_path, code, restarts, requeued):
+    """The script of ``slurm/`` with programs of Slurm that write down what they were given."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    bodies = {
+        "srun": f'printf "%s\\n" "$@" "$SITE"; exit {code}',
+        "scontrol": f'echo "$@" >> {tmp_path}/asked',
+        "squeue": "",
+    }
+    for name, body in bodies.items():
+        (programs / name).write_text(f"#!/bin/sh\n{body}\n")
+        (programs / name).chmod(0o755)
+    (tmp_path / "slurm").symlink_to(ROOT / "slurm")
+    (tmp_path / "env.sh").write_text('source "$SLURM_SUBMIT_DIR/slurm/env.sh"\nexport SITE=mine\n')
     environ = {
-        "PATH": f"{tmp_path}:/usr/bin:/bin",
+        "PATH": f"{programs}:/usr/bin:/bin",
+        "HOME": str(tmp_path),
+        "SLURM_SUBMIT_DIR": str(tmp_path),
+        "SLURM_JOB_ID": "42",
+        "SLURM_RESTART_COUNT": str(restarts),
         "SLURM_CPUS_PER_TASK": "5",
         "NANODIST_ENV": str(tmp_path / "env.sh"),
     }
-    script = ROOT / "slurm" / "pretrain.sbatch"
-    done = subprocess.run(
-        ["bash", str(script), "simclr", "run_dir=a b", "seed=$(id)"],
-        env=environ,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 7, done.stderr
-    tail = ["python", "-m", "nanodist", "pretrain", "simclr", "run_dir=a b", "seed=$(id)", "mine"]
-    assert done.stdout.splitlines() == ["--cpus-per-task=5", "--kill-on-bad-exit=1", *tail]
+    command = ["bash", str(ROOT / "slurm" / "pretrain.sbatch"), "simclr", "run_dir=a b", "seed=$(id)"]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    given = done.stdout.splitlines()
+    assert "--cpus-per-task=5" in given and given[-1] == "mine"
+    assert given[-7:-1] == ["nanodist", "pretrain", "simclr", "engine.surplus_ranks=idle", "run_dir=a b", "seed=$(id)"]
+    asked = (tmp_path / "asked").read_text().splitlines() if (tmp_path / "asked").exists() else []
+    assert ("requeue 42" in asked) == requeued
 
 
 def test_the_default_environment_file_works_without_a_user_or_tmpdir():
     command = ["bash", "-euc", 'source "$0"; echo "$TRITON_CACHE_DIR"', str(ROOT / "slurm" / "env.sh")]
     done = subprocess.run(command, env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == f"/tmp/triton-{os.getuid()}"
+    assert done.stdout.startswith("/tmp/") and str(os.getuid()) in done.stdout
 
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="shellcheck is not installed")
 def test_the_scripts_are_clean():
-    scripts = [str(ROOT / "slurm" / name) for name in ("pretrain.sbatch", "env.sh")]
+    scripts = sorted(str(path) for path in (ROOT / "slurm").iterdir() if path.suffix in (".sbatch", ".sh"))
     subprocess.run(["shellcheck", "-x", *scripts], check=True, cwd=ROOT)

@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 import torch
 
@@ -37,6 +39,22 @@ def test_every_batch_norm_is_grouped_and_views_do_not_mix():
     assert a.shape == b.shape == (4, 8)
     again, _ = model(torch.stack([views[0], 5 * views[1]]))
     assert torch.equal(a, again)
+
+
+def test_batch_norm_over_both_views_mixes_them_sample_by_sample():
+    recipe = build(PretrainRecipe, apply_overrides({}, [*BASE, "train.bn_views=both", "train.precision=fp64"]))
+    # Groups of two samples: four rows, the two views of a sample following each other.
+    model = build_model(recipe, recipe.encoder_spec(0.5, 0.2), Layout(4, 8))
+    views = torch.rand(2, 4, 1, 32, 32, dtype=torch.float64)
+    a, b = model(views)
+    changed = views.clone()
+    changed[1, 3] *= 2
+    other_a, other_b = model(changed)
+    assert torch.equal(a[:2], other_a[:2]) and torch.equal(b[:2], other_b[:2])
+    assert not torch.allclose(a[2:], other_a[2:])
+    swapped_b, swapped_a = model(views.flip(0))
+    torch.testing.assert_close(swapped_a, a)
+    torch.testing.assert_close(swapped_b, b)
 
 
 def test_precision_is_the_recipes():
@@ -87,3 +105,42 @@ def test_packaged_recipes_are_whole(name):
     recipe = load_recipe(name, [])
     assert recipe.train.total_steps(1000) > 0 and recipe.train.global_batch_size % recipe.bn_group_size() == 0
     create_trunk(recipe.encoder.trunk, 0, **recipe.encoder.trunk_options)
+
+
+def test_activations_made_again_give_the_same_gradient():
+    grads = []
+    vit = "encoder.trunk=vit_tiny_patch16_224"
+    for extra in ("encoder.checkpointing=false", "encoder.checkpointing=true"):
+        options = "encoder.trunk_options={img_size: 32, depth: 2}"
+        model = _model(vit, options, extra, "train.precision=fp64").train()
+        a, b = model(torch.rand(2, 4, 1, 32, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+        (a * b).sum().backward()
+        grads.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert grads[0].keys() == grads[1].keys()
+    assert all(torch.allclose(grads[1][name], grad, rtol=1e-12) for name, grad in grads[0].items())
+    with pytest.raises(UserError, match="has BatchNorm, whose statistics would be seen twice"):
+        _model("encoder.checkpointing=true")
+
+
+def test_a_compiled_trunk_keeps_its_names_and_values():
+    if shutil.which("g++") is None:
+        pytest.skip("torch.compile needs a C++ compiler on the CPU")
+    vit = ["encoder.trunk=vit_tiny_patch16_224", "encoder.trunk_options={img_size: 32, depth: 1}"]
+    plain, compiled = _model(*vit), _model(*vit, "train.compile=true")
+    assert list(plain.state_dict()) == list(compiled.state_dict())
+    views = torch.rand(2, 4, 1, 32, 32)
+    for one, other in zip(plain(views), compiled(views), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_warm_start_from_a_deepspeed_checkpoint(tmp_path):
+    donor = create_trunk("resnet10t", 5)
+    module = {f"module.backbone.{name}": tensor for name, tensor in donor.state_dict().items()}
+    module["module.head.weight"] = torch.zeros(3, 3)
+    (tmp_path / "global_step7").mkdir()
+    torch.save({"module": module}, tmp_path / "global_step7" / "mp_rank_00_model_states.pt")
+    (tmp_path / "latest").write_text("global_step7")
+    model = _model(f"init_from=deepspeed:{tmp_path}").state_dict()
+    assert all(torch.equal(model[f"trunk.{name}"], t) for name, t in donor.state_dict().items())
+    with pytest.raises(UserError, match="does not fit trunk 'resnet14t'"):
+        _model(f"init_from=deepspeed:{tmp_path}", "encoder.trunk=resnet14t")

@@ -16,7 +16,7 @@ from PIL import Image
 from hpc.errors import UserError
 from nanodist.cli import main
 from nanodist.shards import PackOptions, Store, pack
-from nanodist.shards.tiles import tile_starts, to_depth
+from nanodist.shards.tiles import PERCENTILES, _percentiles, tile_starts, to_depth
 
 SMALL = PackOptions(tile=32)
 
@@ -128,6 +128,20 @@ def test_one_hot_pixel_does_not_set_the_contrast():
     pixels[0, 0] = 1e9
     scaled, facts = to_depth(pixels, 8, False)
     assert scaled.std() > 60 and scaled[0, 0] == 255 and facts["high"] < 256
+
+
+@given(
+    st.sampled_from([np.uint8, np.int8, np.uint16, np.int16, np.int32, np.float32]),
+    st.integers(1, 1200),
+    st.integers(1, 40),
+    st.integers(0, 2**32 - 1),
+)
+def test_counted_percentiles_are_those_of_numpy(dtype, height, width, seed):
+    rng = np.random.default_rng(seed)
+    pixels = (rng.normal(size=(height, width)) * rng.choice([3, 30, 3000])).clip(-120, 30000).astype(dtype)
+    low, high = _percentiles(pixels)
+    expected = np.percentile(pixels, PERCENTILES, method="nearest")
+    assert [low.item(), high.item()] == expected.tolist() and low.dtype == expected.dtype == dtype
 
 
 @given(st.integers(8, 300), st.integers(8, 64), st.integers(0, 63))
@@ -319,12 +333,12 @@ def test_an_out_that_is_in_use_is_left_alone(folder, tmp_path):
 def test_a_full_disk_is_one_sentence(folder, tmp_path, monkeypatch):
     import errno
 
-    from nanodist.shards.tar import ShardWriter
+    from nanodist.shards import pieces
 
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(ShardWriter, "_write", full)
+    monkeypatch.setattr(pieces, "_write", full)
     with pytest.raises(UserError, match="the disk is full"):
         pack([folder], tmp_path / "new" / "out", SMALL)
     assert nothing_but(tmp_path, "src")

@@ -1,43 +1,74 @@
-"""Apply drawn parameters to a batch of tiles on its device, through kornia's functional operators."""
+"""Apply drawn parameters to a batch of tiles on its device, through kornia's functional operators.
+
+What is computed is what :mod:`nanodist.views.on_cpu` computes tile by tile; the tests hold the two together.
+"""
 
 from __future__ import annotations
 
-import math
+import dataclasses
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from nanodist.views.blur import reach
 from nanodist.views.config import ViewsConfig
 from nanodist.views.noise import unit_noise
 from nanodist.views.parameters import ViewParameters
 
+# Pixels that are in work at once. What is in between takes about ten times their memory, so that the whole needs
+# little more than its result.
+_CHUNK = {"cpu": 2**19, "cuda": 2**23}
 
-def apply(tiles: Tensor, parameters: ViewParameters, config: ViewsConfig) -> Tensor:
-    """Views (n, 1, size_px, size_px) float32 in [0, 1] of ``tiles`` (n, 1, H, W) float32 in [0, 1].
+
+def apply(tiles: Tensor, parameters: ViewParameters, config: ViewsConfig, out: Tensor) -> Tensor:
+    """Views (n, 1, size_px, size_px) float32 in [0, 1] of ``tiles`` (n, H, W) uint8 or uint16, written to ``out``.
 
     kornia's own random classes ignore a generator that is handed to them, so the numbers come from
     :func:`nanodist.views.parameters.draw` and only its functional operators are used.
     """
+    full_scale = 255.0 if tiles.dtype == torch.uint8 else 65535.0
+    largest = max(config.size_px**2, tiles.shape[-2] * tiles.shape[-1])
+    most = max(1, _CHUNK.get(tiles.device.type, 2**22) // largest)
+    for start in range(0, len(tiles), most):
+        part = slice(start, start + most)
+        grey = (tiles[part].to(torch.float32) / full_scale).unsqueeze(1)
+        out[part] = _views(grey, _part(parameters, part), config)
+    return out
+
+
+def _part(parameters: ViewParameters, part: slice) -> ViewParameters:
+    fields = dataclasses.fields(parameters)
+    return ViewParameters(**{field.name: getattr(parameters, field.name)[part] for field in fields})
+
+
+def _views(tiles: Tensor, parameters: ViewParameters, config: ViewsConfig) -> Tensor:
     device = tiles.device
     views = _warp(tiles, parameters, config)
     column = {
         name: torch.from_numpy(getattr(parameters, name)).to(device, torch.float32).view(-1, 1, 1, 1)
-        for name in ("inverted", "contrast", "brightness", "gamma", "noise_std")
+        for name in ("inverted", "brightness_factor", "contrast", "brightness", "gamma", "solarized", "noise_std")
     }
+    keys = torch.from_numpy(parameters.noise_key).to(device)
     if config.exposure == "image":
         views = expose(views)
     if parameters.inverted.any():
         views = views + column["inverted"] * (1 - 2 * views)
+    if config.noise_stage == "linear":
+        views = _add_noise(_blur(views, parameters, config), column["noise_std"], keys, config)
+    views = views * column["brightness_factor"]
     mean = views.mean(dim=(-2, -1), keepdim=True)
     views = ((views - mean) * column["contrast"] + mean + column["brightness"]).clamp_(0, 1)
     views = views.clamp_min(1e-6) ** column["gamma"]
     if parameters.gradient.any():
         views = views + _planes(torch.from_numpy(parameters.gradient).to(device, torch.float32), config.size_px)
-    views = _blur(views, parameters, config)
-    if parameters.noise_std.any():
-        views = _add_noise(views, column["noise_std"], torch.from_numpy(parameters.noise_key).to(device), config)
+    if config.noise_stage == "last":
+        views = _blur(views, parameters, config)
+    if parameters.solarized.any():
+        views = views - column["solarized"] * (2 * views - 1).clamp_min(0)
+    if config.noise_stage == "last":
+        views = _add_noise(views, column["noise_std"], keys, config)
     _erase(views, parameters)
     return views.clamp_(0, 1)
 
@@ -74,18 +105,22 @@ def _warp(tiles: Tensor, parameters: ViewParameters, config: ViewsConfig) -> Ten
 
 
 def _warp_level(tiles: Tensor, matrices: npt.NDArray[np.float64], level: int, config: ViewsConfig) -> Tensor:
-    from kornia.geometry.transform import warp_affine
-
     halved = 2**level
     tiles = tiles if level == 0 else torch.nn.functional.avg_pool2d(tiles, halved)
-    # From centres of the tile's pixels to those of the halved tile's.
-    to_halved = np.array([[1 / halved, 0, 0.5 / halved - 0.5], [0, 1 / halved, 0.5 / halved - 0.5], [0, 0, 1]])
-    bottom = np.broadcast_to(np.array([0.0, 0.0, 1.0]), (len(matrices), 1, 3))
-    # kornia wants the way from the source to the result; inverted in float64 so that no pixel shifts.
-    forward = np.linalg.inv(to_halved @ np.concatenate([matrices, bottom], 1))[:, :2]
-    matrix = torch.from_numpy(forward).to(tiles.device, torch.float32)
-    size = (config.size_px, config.size_px)
-    return warp_affine(tiles, matrix, size, "bilinear", "reflection", align_corners=True)
+    height, width = tiles.shape[-2:]
+    # From centres of the tile's pixels to those of the halved tile's, there from -1 at the first to 1 at the last.
+    # In float64: kornia's warp_affine inverts and scales in float32, which moves pixels by 1e-4 of their size.
+    matrices = matrices / halved
+    matrices[..., 2] += 0.5 / halved - 0.5
+    matrices *= 2 / np.array([width - 1, height - 1])[:, None]
+    matrices[..., 2] -= 1
+    places = np.arange(config.size_px)
+    along, down = (
+        torch.from_numpy(places * matrices[..., 0, None]).to(tiles.device, torch.float32),
+        torch.from_numpy(places * matrices[..., 1, None] + matrices[..., 2, None]).to(tiles.device, torch.float32),
+    )
+    grid = (along[:, :, None] + down[..., None]).permute(0, 2, 3, 1)
+    return torch.nn.functional.grid_sample(tiles, grid, "bilinear", "reflection", align_corners=True)
 
 
 def _blur(views: Tensor, parameters: ViewParameters, config: ViewsConfig) -> Tensor:
@@ -98,14 +133,15 @@ def _blur(views: Tensor, parameters: ViewParameters, config: ViewsConfig) -> Ten
     sigma = torch.from_numpy(parameters.blur_sigma_px[chosen]).to(views.device)
     # One kernel size for all, or the result would depend on which samples share a batch. In float64, since the
     # convolution sums in an order that depends on the number of samples; rounded to float32 that is gone.
-    reach = min(math.ceil(3 * config.blur_sigma_px[1]), config.size_px // 2 - 1)
     sigmas = torch.stack([sigma, sigma], 1)
-    blurred = gaussian_blur2d(views[index].double(), 2 * reach + 1, sigmas, "reflect")
+    blurred = gaussian_blur2d(views[index].double(), 2 * reach(config) + 1, sigmas, "reflect")
     return views.index_copy(0, index, blurred.to(views.dtype))
 
 
 def _add_noise(views: Tensor, std: Tensor, keys: Tensor, config: ViewsConfig) -> Tensor:
     # Variance a + b * intensity: read-out noise and, for its share, counting statistics.
+    if not std.any():
+        return views
     share = config.noise_signal_share
-    spread = std * (1 - share + share * views).sqrt()
+    spread = std * (1 - share + share * views.clamp_min(0)).sqrt()
     return views + spread * unit_noise(keys, views.shape[-2], views.shape[-1])

@@ -1,0 +1,175 @@
+"""Pieces: what a unit of work becomes in the staging folder, ready to be copied into shards.
+
+A piece is two files named by the digest of its unit: ``.bin`` holds the tar members of its samples one after the
+other, ``.json`` says what is in it. The record is written last, so that a piece with a record is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from hpc import atomic
+from hpc.errors import UserError
+from nanodist.shards.codec import SUFFIX, sample_hash
+from nanodist.shards.convert import PackOptions, Tile, convert, count_pages
+from nanodist.shards.listing import Listed
+from nanodist.shards.tar import member
+from nanodist.shards.units import Unit
+
+
+@dataclass(frozen=True)
+class PieceTile:
+    """A sample in a piece: number of its file in the unit, key, facts, and its ``length`` bytes from ``start``."""
+
+    file: int
+    key: str
+    start: int
+    length: int
+    size: int
+    xxh3: str
+    height: int
+    width: int
+    pixel_size_nm: tuple[float, float] | None
+    pixel_hash: str
+    total: int
+    total_of_squares: int
+
+
+_COLUMNS = [column.name for column in fields(PieceTile)]
+
+
+@dataclass(frozen=True)
+class SetAside:
+    """A micrograph that gives no sample: number of its file in the unit, the reason, and whether the file is bad."""
+
+    file: int
+    reason: str
+    bad: bool
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The record of a piece: length of its data, and what became of its micrographs, in order."""
+
+    digest: str
+    bytes: int
+    entries: list[PieceTile | SetAside]
+
+
+def bad_file(reason: str) -> UserError:
+    """The error for a file that cannot be read, where such files are not set aside."""
+    return UserError(f"{reason} (--skip-bad sets such files aside and goes on)")
+
+
+def data_path(folder: Path, digest: str) -> Path:
+    """The file with the members of a piece."""
+    return folder / f"{digest}.bin"
+
+
+def has_data(folder: Path, piece: Piece) -> bool:
+    """Whether the members of a piece are there in full."""
+    try:
+        return data_path(folder, piece.digest).stat().st_size == piece.bytes
+    except FileNotFoundError:
+        return False
+
+
+def make_piece(unit: Unit, options: PackOptions, folder: Path) -> int:
+    """Convert the micrographs of ``unit`` into a piece in ``folder``; gives how many there were.
+
+    One micrograph and one tile are in memory at a time.
+
+    Raises:
+        UserError: an unreadable file, unless ``options.skip_bad``.
+        OSError: the disk is full.
+    """
+    entries: list[PieceTile | SetAside] = []
+    temporary = folder / f".{unit.digest}.{os.getpid()}.tmp"
+    micrographs = length = 0
+    try:
+        with open(temporary, "wb") as file:
+            for number, listed in enumerate(unit.files):
+                for entry in _converted(number, listed, unit, options, file):
+                    entries.append(entry)
+                micrographs += 1
+            length = file.tell()
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, data_path(folder, unit.digest))
+    finally:
+        temporary.unlink(missing_ok=True)
+    # By rows without names: a million samples are read back at once.
+    rows = [list(astuple(entry)) for entry in entries]
+    atomic.write_text(folder / f"{unit.digest}.json", json.dumps({"bytes": length, "entries": rows}, allow_nan=False))
+    return micrographs
+
+
+def load_piece(folder: Path, digest: str) -> Piece | None:
+    """The record of a piece, or ``None`` where there is none that is whole."""
+    try:
+        values = json.loads((folder / f"{digest}.json").read_bytes())
+        return Piece(digest, values["bytes"], [_entry(row) for row in values["entries"]])
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _entry(row: list[Any]) -> PieceTile | SetAside:
+    if len(row) == 3:
+        return SetAside(*row)
+    at = _COLUMNS.index("pixel_size_nm")
+    row[at] = tuple(row[at]) if row[at] else None
+    return PieceTile(*row)
+
+
+def _converted(
+    number: int, listed: Listed, unit: Unit, options: PackOptions, file: BinaryIO
+) -> Iterator[PieceTile | SetAside]:
+    path = listed.source.path
+    pages = count_pages(path)
+    if isinstance(pages, str):
+        if unit.slice[0] == 0:
+            yield _set_aside(number, listed, pages, True, options)
+        return
+    i, n = unit.slice
+    for page in range(pages * i // n, pages * (i + 1) // n):
+        converted = convert(path, page, options)
+        if converted.reason is not None:
+            yield _set_aside(number, listed, converted.reason, converted.bad, options)
+        for tile in converted.tiles:
+            yield _write(number, listed, tile, file)
+
+
+def _set_aside(number: int, listed: Listed, reason: str, bad: bool, options: PackOptions) -> SetAside:
+    if bad and not options.skip_bad:
+        raise bad_file(reason)
+    # The path would make the manifest depend on where the files lie.
+    return SetAside(number, reason.replace(str(listed.source.path), "the file"), bad)
+
+
+def _write(number: int, listed: Listed, tile: Tile, file: BinaryIO) -> PieceTile:
+    key = listed.source.stem + tile.ending
+    facts = {"key": key, "source": listed.source.name, "label": listed.label, "group": listed.group, **tile.facts}
+    text = json.dumps(facts, ensure_ascii=False, allow_nan=False).encode()
+    start = file.tell()
+    file.write(member(f"{key}.{SUFFIX}", tile.image))
+    file.write(member(f"{key}.json", text))
+    size_nm = tile.facts["pixel_size_nm"]
+    return PieceTile(
+        file=number,
+        key=key,
+        start=start,
+        length=file.tell() - start,
+        size=len(tile.image),
+        xxh3=sample_hash(tile.image),
+        height=tile.height,
+        width=tile.width,
+        pixel_size_nm=(size_nm[0], size_nm[1]) if size_nm else None,
+        pixel_hash=tile.pixel_hash,
+        total=tile.total,
+        total_of_squares=tile.total_of_squares,
+    )

@@ -1,0 +1,44 @@
+"""Stands in for nanodist under the batch scripts: what Slurm and the scripts do, without the time that torch takes.
+
+``standin.py COMMAND BEHAVIOUR ...``; a behaviour of its first start only, but ``exit-N``, which is for ever:
+``wait`` for a signal, as nanodist does; ``deaf``: as nanodist in a step that takes too long; ``hog`` memory.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+
+def main(behaviour: str) -> int:
+    rank, restarts = int(os.environ["SLURM_PROCID"]), int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    asked: list[str] = []
+    for number in (signal.SIGUSR2, signal.SIGTERM):
+        signal.signal(number, lambda n, _: asked.append(signal.Signals(n).name))
+    note = Path(os.environ.get("NANODIST_END_NOTE", "none"))
+    if rank == 0:
+        print(f"start {restarts} tasks={os.environ['SLURM_NTASKS']} arguments={sys.argv[1:]}", flush=True)
+        print(f"note: {note.read_text().splitlines() if note.is_file() else None}", flush=True)
+    if behaviour.startswith("exit-"):
+        # The others are still on their way when the first one fails.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(20 * rank)
+        return int(behaviour.removeprefix("exit-"))
+    hoard = []
+    end = time.monotonic() + (0 if restarts else 300)
+    while time.monotonic() < end:
+        time.sleep(0.1)
+        if asked and behaviour != "deaf":
+            print(f"rank {rank} saves on {asked[0]}", flush=True)
+            time.sleep(0.3 + 0.3 * rank)  # ranks do not end together
+            return 75
+        if behaviour == "hog" and rank == 1:
+            hoard.append(os.urandom(20_000_000))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[2]))
