@@ -11,8 +11,8 @@ from nanodist.objectives.given import differentiable, wide
 from nanodist.objectives.gram import Gram, Way, blocks, centred, panels, spread, takes_gram
 
 Answer = tuple[Tensor, tuple[Tensor, Tensor] | None]
-# Below this many samples a column the Gram form is faster (tests/benchmarks/bench_objectives.py).
-GRAM_BELOW = 0.9
+# Below this many samples a column the Gram form is faster (``bench_objectives --crossover``).
+GRAM_BELOW = 0.8
 
 
 def standardise(x: Tensor, group: Group = None, eps: float = 1e-5) -> tuple[Tensor, Tensor]:

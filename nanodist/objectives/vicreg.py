@@ -11,7 +11,7 @@ from nanodist.objectives.exchange import columns_to_rows, rows_to_columns, sum_o
 from nanodist.objectives.given import differentiable, wide
 from nanodist.objectives.gram import Gram, Way, blocks, centred, panels, spread, takes_gram
 
-# Below this many samples a column the Gram form is faster (tests/benchmarks/bench_objectives.py).
+# Below this many samples a column the Gram form is faster (``bench_objectives --crossover``).
 GRAM_BELOW = 1.0
 EPS = 1e-4
 

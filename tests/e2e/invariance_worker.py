@@ -124,13 +124,10 @@ class Bench:
         return {**changes, **{f"gradient.{name}": tensor for name, tensor in gradients.items()}}
 
     def _step_and_keep_gradients(self, batch: Batch, lr: float, gradients: dict[str, torch.Tensor]) -> Any:
-        from deepspeed.utils import safe_get_full_grad
-
         real_step = self.engine.step
 
         def step(lr: float) -> None:
-            for name, parameter in self.task.module.named_parameters():
-                gradients[name] = safe_get_full_grad(parameter).clone()
+            gradients.update(whole_gradients(self.engine))
             real_step(lr)
 
         self.engine.step = step  # type: ignore[method-assign]
@@ -149,6 +146,26 @@ class Bench:
     def load(self, folder: Path) -> None:
         model, optimizer = (load_file(folder / f"{stem}.safetensors") for stem in ("model", "optimizer"))
         scatter(self.engine, model, optimizer, json.loads((folder / "steps.json").read_text()))
+
+
+def whole_gradients(engine: Engine) -> dict[str, torch.Tensor]:
+    """The summed gradients by name, put together from the partitions of all ranks."""
+    named = dict(engine.module.named_parameters())
+    if not engine.zero_stage:
+        return {name: parameter.grad.clone() for name, parameter in named.items()}
+    whole = {name: torch.zeros(parameter.numel()) for name, parameter in named.items()}
+    names = {parameter: name for name, parameter in named.items()}
+    for members, flat in zip(engine.optimizer.bit16_groups, engine._gradients.tensors(), strict=True):
+        for parameter in members:
+            if parameter._hp_mapping is not None:
+                here = parameter._hp_mapping.get_hp_fragment_address()
+                there = parameter._hp_mapping.lp_fragment_address
+                part = flat[here.start : here.start + here.numel]
+                whole[names[parameter]][there.start : there.start + there.numel] = part
+    for tensor in whole.values():
+        if dist.get_world_size() > 1:
+            dist.all_reduce(tensor)
+    return {name: tensor.view(named[name].shape) for name, tensor in whole.items()}
 
 
 def reference(folder: Path, objectives: list[str]) -> None:
