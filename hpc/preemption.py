@@ -65,6 +65,11 @@ class Preemption:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._old.clear()
 
+    def ignore(self) -> None:
+        """Hear nothing any more, to the very end: Python takes its own handlers away before a process is gone."""
+        for number in self._old:
+            signal.signal(number, signal.SIG_IGN)
+
     def __enter__(self) -> Preemption:
         self.install()
         return self

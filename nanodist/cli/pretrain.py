@@ -36,8 +36,11 @@ def run(options: argparse.Namespace) -> int:
     try:
         code = _run(options, preemption)
     finally:
-        # A process that ends since it was asked to keeps deaf until it is gone, so that its exit code is its own.
-        if code != EXIT_CODE:
+        # A process that ends since it was asked to keeps deaf until it is gone, so that its exit code is its own: srun
+        # ends the ranks that are left as soon as the first one has returned with its code.
+        if code == EXIT_CODE:
+            preemption.ignore()
+        else:
             preemption.uninstall()
     return code
 

@@ -25,7 +25,7 @@ from nanodist.pretrain.run import make_plan
 from nanodist.pretrain.task import PretrainTask
 from nanodist.shards import Batch, Store
 from nanodist.shards.loader import places
-from tests.e2e.invariance import MICRO_BATCHES, RATES, SABOTAGES, STATES
+from tests.e2e.invariance import GROUPS, MICRO_BATCHES, RATES, SABOTAGES, STATES
 
 
 class Bench:
@@ -40,13 +40,15 @@ class Bench:
         micro_batches: int = 1,
         workers: int = 0,
         precision: str = "fp32",
+        group_size: int | None = None,
     ) -> None:
         values = json.loads((folder / "recipe.json").read_text())
         values["objective"] = {"name": objective}
         values["optimizer"]["lr"] = RATES[objective]
         values["engine"]["zero_stage"] = stage
         values["data"] = {"workers": workers}
-        values["train"]["precision"] = precision
+        self.group_size = group_size or GROUPS[micro_batches]
+        values["train"] |= {"precision": precision, "bn_group_size": self.group_size}
         recipe = recipes.build(PretrainRecipe, values)
         topology = detect()
         store = Store.open(folder / "store")
@@ -55,8 +57,8 @@ class Bench:
         world = dist.new_group() if topology.world_size > 1 else None
         batch = recipe.train.global_batch_size
         if sabotage == "norm_per_rank":
-            alone = min(batch // topology.world_size, recipe.bn_group_size()) // 2
-            layout = Layout(alone, batch // topology.world_size, world)
+            alone = batch // topology.world_size
+            layout = Layout(alone, alone, world)
         else:
             layout = make_layout(batch, recipe.bn_group_size(), self.rank, self.world_size, micro_batches)
         self.task = PretrainTask(recipe, store, topology, self.device, layout, world, micro_batches)
@@ -168,18 +170,19 @@ def whole_gradients(engine: Engine) -> dict[str, torch.Tensor]:
     return {name: tensor.view(named[name].shape) for name, tensor in whole.items()}
 
 
-def reference(folder: Path, objectives: list[str]) -> None:
+def reference(folder: Path, objectives: list[str], groups: list[int]) -> None:
     """Train on one rank, keeping states and recording the step that follows each."""
     for objective in objectives:
-        bench = Bench(folder, objective)
-        losses = []
-        for step in range(max(STATES) + 1):
-            if step in STATES:
-                bench.save(folder / objective / f"state-{step}")
-                losses.append(bench.recorded_step(step, folder / objective / f"reference-{step}"))
-            else:
-                losses.append(bench.step(step))
-        (folder / objective / "losses.json").write_text(json.dumps(losses))
+        for size in groups:
+            bench, base = Bench(folder, objective, group_size=size), folder / objective / f"groups-{size}"
+            losses = []
+            for step in range(max(STATES) + 1):
+                if step in STATES:
+                    bench.save(base / f"state-{step}")
+                    losses.append(bench.recorded_step(step, base / f"reference-{step}"))
+                else:
+                    losses.append(bench.step(step))
+            (base / "losses.json").write_text(json.dumps(losses))
 
 
 def steps(folder: Path, objectives: list[str], stages: list[int], micro_batches: list[int]) -> None:
@@ -193,20 +196,23 @@ def steps(folder: Path, objectives: list[str], stages: list[int], micro_batches:
             workers = 2 * ((number // 2 + number) % 2)
             bench = Bench(folder, objective, stage, sabotage, micro, workers)
             for state in STATES if sabotage == "none" else STATES[1:2]:
-                bench.load(folder / objective / f"state-{state}")
+                bench.load(folder / objective / f"groups-{bench.group_size}" / f"state-{state}")
                 name = f"case-{bench.world_size}-{micro}-{stage}-{workers}-{sabotage}-{state}"
                 bench.recorded_step(state, folder / objective / name)
 
 
 def curves(folder: Path, objectives: list[str]) -> None:
     """The losses of 20 steps in fp64 and in fp32; on one rank also with samples permuted inside the groups."""
+    alone = detect().world_size == 1
     for objective in objectives:
         for micro in MICRO_BATCHES:
+            size = GROUPS[micro]
             for precision in ("fp64", "fp32"):
                 _curve(Bench(folder, objective, micro_batches=micro, precision=precision), folder, precision, micro)
-        if detect().world_size == 1:
-            for number in range(3):
-                bench = Bench(folder, objective)
+                if alone and micro > 1:
+                    _curve(Bench(folder, objective, precision=precision, group_size=size), folder, precision, 1)
+            for number in range(3) if alone else ():
+                bench = Bench(folder, objective, group_size=size)
                 bench.permuted = number
                 _curve(bench, folder, f"permuted{number}", 1)
 
@@ -214,14 +220,14 @@ def curves(folder: Path, objectives: list[str]) -> None:
 def _curve(bench: Bench, folder: Path, kind: str, micro: int) -> None:
     losses = [bench.step(step) for step in range(20)]
     if bench.rank == 0:
-        path = folder / bench.task.recipe.objective.name / f"curve-{kind}-{bench.world_size}-{micro}.json"
-        path.write_text(json.dumps(losses))
+        base = folder / bench.task.recipe.objective.name / f"groups-{bench.group_size}"
+        (base / f"curve-{kind}-{bench.world_size}-{micro}.json").write_text(json.dumps(losses))
 
 
 if __name__ == "__main__":
     kind, where, names, *rest = sys.argv[1:]
     if kind == "reference":
-        reference(Path(where), names.split(","))
+        reference(Path(where), names.split(","), [int(n) for n in rest[0].split(",")])
     elif kind == "curves":
         curves(Path(where), names.split(","))
     else:

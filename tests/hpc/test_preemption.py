@@ -122,6 +122,28 @@ def test_signals_during_a_save_do_no_harm(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 
+def test_an_ignored_signal_does_not_change_the_exit_code_while_python_goes_down():
+    """srun sends SIGTERM to the ranks that are left; module globals go after Python took its handlers away."""
+    script = """
+import os, signal, sys
+from hpc.preemption import Preemption
+class Last:
+    def __del__(self, kill=os.kill, pid=os.getpid()):
+        kill(pid, 15)
+preemption = Preemption()
+preemption.install()
+if sys.argv[1] == "ignore":
+    preemption.ignore()
+last = Last()
+sys.exit(75)
+"""
+    codes = [
+        subprocess.run([sys.executable, "-c", script, way], cwd=ROOT, timeout=60).returncode
+        for way in ("ignore", "keep")
+    ]
+    assert codes == [75, -signal.SIGTERM]
+
+
 def test_a_forked_child_can_still_be_ended(preemption):
     reader, writer = os.pipe()
     child = os.fork()
