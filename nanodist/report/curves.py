@@ -18,6 +18,10 @@ COLLAPSE = (
     ("alignment", "Alignment (lower: views agree)"),
     ("uniformity", "Uniformity (lower: spread out)"),
 )
+EVALUATION = (
+    ("eval_knn", "Balanced accuracy while training, k nearest neighbours"),
+    ("eval_linear", "Balanced accuracy while training, linear probe"),
+)
 BASELINE_KINDS = ("random", "texture")
 
 
@@ -38,15 +42,17 @@ class Curve:
 
 
 def training_panels(runs: Sequence[Run]) -> list[Panel]:
-    """Loss (one panel an objective, since losses of two objectives share no scale) and learning rate."""
+    """Loss (one panel an objective, as losses of two share no scale), online evaluation, learning rate, gradient."""
     objectives = [objective(run) or "" for run in runs]
     panels = []
     for name in dict.fromkeys(objectives):
         chosen = [i for i, o in enumerate(objectives) if o == name]
         lines = [line for line in _lines(runs, "loss") if line.order in chosen]
         panels += [Panel(f"Loss, {name}" if name else "Loss", lines)] if lines else []
-    lines = _lines(runs, "lr")
-    return panels + ([Panel("Learning rate", lines, floor=0.0)] if lines else [])
+    drawn = [(title, _lines(runs, name)) for name, title in EVALUATION]
+    panels += [Panel(title, lines, floor=0.0) for title, lines in drawn if lines]
+    rest = [("Learning rate", _lines(runs, "lr")), ("Gradient norm", _lines(runs, "gradient_norm"))]
+    return panels + [Panel(title, lines, floor=0.0) for title, lines in rest if lines]
 
 
 def collapse_panels(runs: Sequence[Run]) -> list[Panel]:
