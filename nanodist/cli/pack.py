@@ -33,6 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("error", "keep", "skip"),
         help="What to do with micrographs that a CSV does not list: stop, keep them unlabeled, or leave them out.",
     )
+    add(
+        "--calibration",
+        type=Path,
+        metavar="FILE.csv",
+        help="Pixel sizes (columns file, pixel_size_nm, uncertainty) that take the place of the files' own.",
+    )
     add("--exclude", action="append", default=[], metavar="GLOB", help="Leave out names such as '*mask*' (repeatable).")
     add("--part", choices=("train", "test"), help="Pack only the groups to train on, or only the held-out ones.")
     add("--test-share", type=float, default=0.3, help="With --part: share of each label's groups that is held out.")
@@ -46,7 +52,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="Scale each micrograph by its percentiles: where its depth differs from the store's (auto), or always.",
     )
     add("--shard-mb", type=float, metavar="MIB", help="Size of a shard in MiB (128).")
-    add("--skip-bad", action="store_true", help="Set unreadable files aside instead of stopping at the first.")
+    add(
+        "--skip-bad",
+        action="store_true",
+        help="Set broken files aside instead of stopping at the first; spectra and diffraction patterns always are.",
+    )
     add(
         "--workers", type=int, metavar="N", help="Processes a rank that convert; they change the time and nothing else."
     )
@@ -86,6 +96,7 @@ def _pack(args: argparse.Namespace, ranks: Ranks) -> int:
         unlisted=args.unlisted,
         exclude=args.exclude,
         part=Part(args.part, args.test_share, args.part_seed) if args.part else None,
+        calibration=args.calibration,
         workers=args.workers,
         append=args.append,
         ranks=ranks,

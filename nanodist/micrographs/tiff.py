@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import logging
 import math
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,10 +18,21 @@ import tifffile
 from PIL import Image
 
 from hpc.errors import UserError
-from nanodist.micrographs.micrograph import Micrograph, check_size, checked_pixels, collapse_channels
-from nanodist.micrographs.pixel_size import NM_PER_INCH, UNKNOWN, Calibration, from_dpi, from_unit
+from nanodist.micrographs.micrograph import (
+    MAX_MAPPED_PIXELS,
+    Micrograph,
+    NotAMicrograph,
+    check_size,
+    checked_pixels,
+    collapse_channels,
+)
+from nanodist.micrographs.pixel_size import NM_PER_INCH, UNKNOWN, Calibration, from_dpi, from_unit, no_length
+from nanodist.micrographs.tiff_tags import read_maker
 
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+GZIP_MAGIC = b"\x1f\x8b"
+# Unpacked in memory; larger ones are to be unpacked by their owner.
+_MAX_UNPACKED = 2**30
 
 # tifffile logs about files that it then reads well; without this handler the log lands on standard error.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
@@ -41,28 +55,29 @@ def read_tiff(path: Path, page: int = 0) -> Micrograph:
         UserError: damaged, truncated, a colour picture, no such page, NaN or infinite pixels, too large.
     """
     with _opened(path) as tif:
-        total, left = 0, page
-        for series in _series(tif):
-            planes = _planes(series)
-            total += planes
-            if left < planes:
-                break
-            left -= planes
-        else:
+        every = _series(tif)
+        total, left = sum(_planes(series) for series in every), page
+        if page >= total:
             raise UserError(f"{path} has {total} micrographs, so there is no number {page}")
-        total = sum(_planes(series) for series in _series(tif))
+        number = 0
+        while left >= _planes(every[number]):
+            left -= _planes(every[number])
+            number += 1
+        series = every[number]
+        maker = read_maker(tif, series.keyframe, number, path)
         raw, first = _plane(tif, series, left, path)
         pixels, changes = _gray(raw, first, path)
-        size_nm, source = _pixel_size(tif, first)
-    metadata = {"format": "TIFF", "page": page, "pages": total, **changes}
-    return Micrograph(checked_pixels(pixels, path), size_nm, source, metadata)
+        size_nm, source = maker.calibration or _pixel_size(tif, first, path)
+        pixels = checked_pixels(pixels, path)
+    metadata = {"format": "TIFF", "page": page, "pages": total, **maker.facts, **changes}
+    return Micrograph(pixels, size_nm, source, metadata, maker.uncertainty)
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tifffile.TiffFile]:
     """Open a TIFF and turn whatever a damaged one makes tifffile raise into one sentence."""
     try:
-        with tifffile.TiffFile(path) as tif:
+        with tifffile.TiffFile(_unpacked(path)) as tif:
             yield tif
     except UserError:
         raise
@@ -71,6 +86,27 @@ def _opened(path: Path) -> Iterator[tifffile.TiffFile]:
     except Exception as error:  # tifffile raises nearly everything on damaged files
         text = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path} is a damaged or truncated TIFF file ({text}): copy or write it again") from None
+
+
+def _unpacked(path: Path) -> Path | io.BytesIO:
+    """The file, or in memory what it holds where it is compressed as a whole by gzip.
+
+    Raises:
+        UserError: not a TIFF, more than is unpacked, or damaged.
+    """
+    with open(path, "rb") as file:
+        if file.read(2) != GZIP_MAGIC:
+            return path
+    try:
+        with gzip.open(path) as packed:
+            data = packed.read(_MAX_UNPACKED + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} is a damaged or truncated gzip file ({error}): copy or write it again") from None
+    if len(data) > _MAX_UNPACKED:
+        raise UserError(f"{path} unpacks to more than {_MAX_UNPACKED} bytes: unpack it yourself if you trust it")
+    if not data.startswith(TIFF_MAGIC):
+        raise UserError(f"{path} is gzip, but what it holds is no TIFF file: unpack it first")
+    return io.BytesIO(data)
 
 
 def _series(tif: tifffile.TiffFile) -> list[tifffile.TiffPageSeries]:
@@ -91,20 +127,44 @@ def _plane(
 ) -> tuple[npt.NDArray[Any], tifffile.TiffPage]:
     """Plane ``k`` of a series as the page's own shape, read without the rest of the stack where that can be."""
     keyframe = series.keyframe
-    check_size(keyframe.imagelength, keyframe.imagewidth, path)
     planes = _planes(series)
+    mapped = _mapped(tif, series, k, path) if keyframe.samplesperpixel == 1 else None
+    if mapped is not None:
+        return mapped, keyframe
+    check_size(keyframe.imagelength, keyframe.imagewidth, path)
     if len(series.pages) == planes and series.pages[k] is not None:
         page = series.pages[k]
         _check_extent(tif, page)
         return _decoded(page, path), keyframe
     # One page stands for a whole stack of raw pixels (ImageJ writes stacks so).
     shape = (planes, *keyframe.shape)
-    if series.dataoffset is None:
-        check_size(planes, math.prod(keyframe.shape), path)
-        return series.asarray().reshape(shape)[k], keyframe
+    check_size(planes, math.prod(keyframe.shape), path)
+    return series.asarray().reshape(shape)[k], keyframe
+
+
+def _mapped(tif: tifffile.TiffFile, series: tifffile.TiffPageSeries, k: int, path: Path) -> npt.NDArray[Any] | None:
+    """Plane ``k`` left in the file, where it lies there as it is: uncompressed and in one piece.
+
+    Raises:
+        UserError: larger than anything that is read, even so.
+    """
+    keyframe = series.keyframe
+    page = series.pages[k] if len(series.pages) == _planes(series) else None
+    start = None
+    if page is not None and keyframe.is_memmappable and page.is_contiguous:
+        start = page.dataoffsets[0]
+    elif series.dataoffset is not None and len(series.pages) == 1:
+        start = series.dataoffset + k * keyframe.nbytes
+    if start is None or keyframe.dtype is None or not tif.filehandle.is_file:
+        return None
+    shape = (keyframe.imagelength, keyframe.imagewidth)
+    check_size(*shape, path, MAX_MAPPED_PIXELS)
     dtype = np.dtype(keyframe.dtype).newbyteorder(tif.byteorder)
-    stack = np.memmap(path, dtype, "r", series.dataoffset, shape)
-    return np.array(stack[k]), keyframe
+    length = math.prod(shape) * dtype.itemsize
+    if length != keyframe.nbytes or start + length > tif.filehandle.size or sum(keyframe.databytecounts) < length:
+        check_size(*shape, path)
+        raise ValueError("pixels are missing")
+    return np.memmap(path, dtype, "r", start, shape)
 
 
 def _check_extent(tif: tifffile.TiffFile, page: Any) -> None:
@@ -146,13 +206,16 @@ def _gray(raw: npt.NDArray[Any], page: tifffile.TiffPage, path: Path) -> tuple[n
     return raw, changes
 
 
-def _pixel_size(tif: tifffile.TiffFile, page: tifffile.TiffPage) -> Calibration:
+def _pixel_size(tif: tifffile.TiffFile, page: tifffile.TiffPage, path: Path) -> Calibration:
     x, y = (_ratio(page, name) for name in ("XResolution", "YResolution"))
     imagej = tif.imagej_metadata or {}
     unit = str(imagej.get("unit", ""))
     if unit and unit.lower() not in ("pixel", "pixels", "inch"):
         if not (x and y and x > 0 and y > 0):
             return None, "unknown: the ImageJ calibration has a unit and no scale"
+        why = no_length(unit)
+        if why:
+            raise NotAMicrograph(f"{path} is {why}, no micrograph (ImageJ calibration)")
         return from_unit(1 / y, 1 / x, unit, "ImageJ calibration")
     if x is None or y is None:
         return UNKNOWN

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ import numpy as np
 import xxhash
 
 from hpc.errors import UserError
-from nanodist.micrographs import Micrograph, count_micrographs, read_micrograph
+from nanodist.micrographs import Micrograph, NotAMicrograph, count_micrographs, read_micrograph
+from nanodist.shards.calibration import Given
 from nanodist.shards.codec import SUFFIX, encode_png
 from nanodist.shards.tiles import ROWS, tile_starts, to_depth
 
@@ -82,16 +83,25 @@ def count_pages(path: Path) -> int | str:
     """How many micrographs a file holds, or why it cannot be read."""
     try:
         return count_micrographs(path)
+    except NotAMicrograph:
+        return 1  # so that convert() comes to it and sets it aside: nothing is wrong with the file
     except UserError as error:
         return str(error)
 
 
-def convert(path: Path, page: int, options: PackOptions) -> Converted:
-    """Read, scale, cut and encode micrograph number ``page`` of a file."""
+def convert(path: Path, page: int, options: PackOptions, given: Given | None = None) -> Converted:
+    """Read, scale, cut and encode micrograph number ``page`` of a file, whose pixel size ``given`` replaces."""
     try:
         micrograph = read_micrograph(path, page)
     except UserError as error:
-        return Converted([], str(error), bad=True)
+        return Converted([], str(error), bad=not isinstance(error, NotAMicrograph))
+    if given:
+        micrograph = replace(
+            micrograph,
+            pixel_size_nm=(given.y_nm, given.x_nm),
+            pixel_size_source=given.source,
+            pixel_size_uncertainty=given.uncertainty,
+        )
     height, width = micrograph.pixels.shape
     if options.tile is not None and min(height, width) < options.tile:
         return Converted([], f"smaller than the tile of {options.tile} px")
@@ -125,6 +135,7 @@ def _tile(pixels: Any, box: tuple[int, int, int, int], scaling: dict[str, Any], 
         "micrograph_px": list(pixels.shape),
         "pixel_size_nm": list(micrograph.pixel_size_nm) if micrograph.pixel_size_nm else None,
         "pixel_size_source": micrograph.pixel_size_source,
+        "pixel_size_uncertainty": micrograph.pixel_size_uncertainty,
         "scaling": scaling,
         "file": {"dtype": str(micrograph.pixels.dtype), **micrograph.metadata},
         "encoding": SUFFIX,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from hpc.errors import UserError
+from nanodist.shards.calibration import Given, read_calibration
 from nanodist.shards.parts import Part, held_out
 from nanodist.shards.sources import Source, read_values
 
@@ -14,11 +16,12 @@ UNLISTED = ("error", "keep", "skip")
 
 @dataclass(frozen=True)
 class Listed:
-    """One file to pack, with what its samples carry."""
+    """One file to pack, with what its samples carry, and a pixel size that takes the place of its own."""
 
     source: Source
     label: str | None
     group: str
+    calibration: Given | None = None
 
 
 @dataclass
@@ -30,7 +33,12 @@ class Listing:
 
 
 def list_files(
-    found: Sequence[Source], labels: str | None, groups: str, unlisted: str, part: Part | None = None
+    found: Sequence[Source],
+    labels: str | None,
+    groups: str,
+    unlisted: str,
+    part: Part | None = None,
+    calibration: Path | None = None,
 ) -> Listing:
     """Give every source its label and group, and keep those of ``part``.
 
@@ -40,6 +48,7 @@ def list_files(
         groups: ``file``, ``folder`` or ``FILE.csv:COLUMN``.
         unlisted: ``error``, ``keep`` (no label, a group of its own) or ``skip``.
         part: take only the groups to train on, or only those that are held out; ``None`` takes all.
+        calibration: a CSV of pixel sizes that take the place of the files' own.
 
     Raises:
         UserError: tables that do not fit, or nothing left.
@@ -61,9 +70,10 @@ def list_files(
     names = {source.name for source in missing} if unlisted == "skip" else set()
     if len(names) == len(found):
         raise UserError(f"none of the {len(found)} micrographs (such as {found[0].name}) is listed in the CSV")
+    given = read_calibration(calibration, found) if calibration else [None] * len(found)
     files = [
-        Listed(source, label, group or source.name)
-        for source, label, group in zip(found, label_of, group_of, strict=True)
+        Listed(source, label, group or source.name, size)
+        for source, label, group, size in zip(found, label_of, group_of, given, strict=True)
         if source.name not in names
     ]
     dropped = [{"source": name, "reason": "not listed in the CSV"} for name in sorted(names)]

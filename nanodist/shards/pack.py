@@ -57,6 +57,7 @@ class _Request:
     unlisted: str
     exclude: tuple[str, ...]
     part: Part | None
+    calibration: Path | None
     append: bool
 
 
@@ -70,6 +71,7 @@ def pack(
     unlisted: str = "error",
     exclude: Sequence[str] = (),
     part: Part | None = None,
+    calibration: Path | None = None,
     workers: int | None = 0,
     append: bool = False,
     ranks: Ranks | None = None,
@@ -86,6 +88,8 @@ def pack(
             or ``skip``.
         exclude: patterns of names to leave out, such as ``*mask*``.
         part: take only the groups to train on, or only those that are held out; ``None`` takes all.
+        calibration: a CSV of pixel sizes that take the place of the files' own, with the columns ``file``,
+            ``pixel_size_nm`` (or ``pixel_size_nm_y`` and ``pixel_size_nm_x``) and, if known, ``uncertainty``.
         workers: processes a rank, 0 for this one alone; ``None`` takes one a core where there is work for them. They
             change nothing but the time. They are spawned, so that a script that asks for them needs a
             ``if __name__ == "__main__"``.
@@ -106,6 +110,7 @@ def pack(
         unlisted,
         tuple(exclude),
         part,
+        Path(os.path.abspath(calibration)) if calibration else None,
         append,
     )
     work = _Packing(request, sources, ranks or Ranks(), workers)
@@ -157,7 +162,7 @@ class _Packing:
         request, staging = self.request, self.staging
         found, self.other = find_sources(self.sources, request.exclude)
         self.found = len(found)
-        listing = list_files(found, request.labels, request.groups, request.unlisted, request.part)
+        listing = list_files(found, request.labels, request.groups, request.unlisted, request.part, request.calibration)
         self.dropped = listing.dropped
         self.units = plan_units(listing.files, request.options)
         self.command = _digest([asdict(request.options), self.dropped, [unit.digest for unit in self.units]])

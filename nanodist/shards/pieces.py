@@ -137,7 +137,7 @@ def _converted(
         return
     i, n = unit.slice
     for page in range(pages * i // n, pages * (i + 1) // n):
-        converted = convert(path, page, options)
+        converted = convert(path, page, options, listed.calibration)
         if converted.reason is not None:
             yield _set_aside(number, listed, converted.reason, converted.bad, options)
         for tile in converted.tiles:

@@ -13,7 +13,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from hpc.errors import UserError
-from nanodist.micrographs import FORMATS, SUFFIXES
+from nanodist.micrographs import FORMATS, SUFFIXES, is_named_like_one
 from nanodist.shards.tar import MAX_KEY
 
 # Room for the page and the place of a tile behind a file's own part of the key.
@@ -46,7 +46,7 @@ def find_sources(paths: Sequence[Path], exclude: Sequence[str] = ()) -> tuple[li
         if not path.exists():
             raise UserError(f"{path} does not exist: name a folder of micrographs or a micrograph file")
         for file in _files(path) if path.is_dir() else [path]:
-            if file.suffix.lower() in SUFFIXES:
+            if is_named_like_one(file):
                 found[Path(os.path.abspath(file))] = None
             elif path.is_dir():
                 other[file.suffix.lower() or "(none)"] += 1
@@ -132,7 +132,7 @@ def read_values(spec: str, sources: Sequence[Source], what: str) -> list[str | N
         raise UserError(f"--{what} is '{spec}'; it must be {words} or FILE.csv:COLUMN")
     rows = _read_csv(Path(file), column, what)
     values: dict[Path, str] = {}
-    finder = _Finder(sources, Path(file))
+    finder = Finder(sources, Path(file))
     for name, value in rows:
         path = finder.find(name)
         if path is None:
@@ -157,7 +157,7 @@ def _read_csv(path: Path, column: str, what: str) -> list[tuple[str, str]]:
         raise UserError(f"{path}, named by --{what}, is no readable CSV: {error}") from None
 
 
-class _Finder:
+class Finder:
     """Finds which source a CSV row means: by its path from the CSV's folder, else by the end of its path."""
 
     def __init__(self, sources: Sequence[Source], table: Path) -> None:

@@ -6,7 +6,10 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import numpy as np
 import PIL
@@ -14,6 +17,7 @@ import tifffile
 
 from hpc.errors import UserError
 from nanodist._version import __version__
+from nanodist.micrographs import companion
 from nanodist.shards.convert import PackOptions
 from nanodist.shards.listing import Listed
 
@@ -74,6 +78,24 @@ def _stat(file: Listed) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
+def _file_facts(file: Listed, stat: tuple[int, int]) -> list[Any]:
+    given = list(astuple(file.calibration)) if file.calibration else None
+    beside = companion(file.source.path)
+    return [file.source.name, file.source.stem, file.label, file.group, given, *stat, beside]
+
+
+@cache
+def _optional_versions() -> list[str | None]:
+    """Of the libraries for microscopes' own formats, without importing them."""
+    versions: list[str | None] = []
+    for name in ("rosettasciio", "mrcfile", "h5py"):
+        try:
+            versions.append(version(name))
+        except PackageNotFoundError:
+            versions.append(None)
+    return versions
+
+
 def _unit(
     files: Sequence[Listed],
     stats: Sequence[tuple[int, int]],
@@ -84,10 +106,10 @@ def _unit(
     converting = {k: v for k, v in asdict(options).items() if k not in ("shard_mb", "skip_bad")}
     facts = [
         _FORMAT,
-        [__version__, np.__version__, PIL.__version__, tifffile.__version__],
+        [__version__, np.__version__, PIL.__version__, tifffile.__version__, *_optional_versions()],
         converting,
         slice_,
-        [[f.source.name, f.source.stem, f.label, f.group, *stat] for f, stat in zip(files, stats, strict=True)],
+        [_file_facts(file, stat) for file, stat in zip(files, stats, strict=True)],
     ]
     digest = hashlib.blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()
     return Unit(digest, tuple(files), sum(size for size, _ in stats) // slice_[1], slice_)
