@@ -19,6 +19,9 @@ from torch import Tensor, nn
 from hpc.collectives import Group, group_size
 from hpc.errors import UserError
 
+# Numbers of a layer's input that are in work at once on the CPU: a MiB in float32.
+_CACHED = 2**18
+
 
 def legal_world_sizes(
     global_batch_size: int, bn_group_size: int, most: int = 1024, micro_batches: int = 1
@@ -40,7 +43,8 @@ class Layout:
 
     Args:
         bn_group_size: rows a group: samples of one view, or of both.
-        local_batch_size: rows that pass through a layer at a time on this rank.
+        local_batch_size: rows of one pass through a layer on this rank. Several passes (views) may go through at once,
+            one below the other, and stay passes of their own: groups never reach from one into the next.
         world: group of all ranks, for running statistics; ``None`` for one process. Its own, so that these
             collectives never interleave with those of the engine.
         span: group of the ranks that share one BatchNorm group; ``None`` where a rank holds whole groups.
@@ -57,6 +61,7 @@ class Layout:
         self.world, self.span = world, span
         self.layers: list[GroupedBatchNorm] = []
         self._replaying = False
+        self._room = torch.empty(0)
 
     @contextmanager
     def replaying(self) -> Iterator[None]:
@@ -77,13 +82,25 @@ class Layout:
         """Samples of one group that this rank holds."""
         return min(self.bn_group_size, self.local_batch_size)
 
+    def room(self, like: Tensor, dtype: torch.dtype) -> Tensor:
+        """Memory in the shape and strides of ``like`` that the next call gives away again; new memory costs more than
+        what is computed in it."""
+        if self._room.numel() < like.numel() or (self._room.dtype, self._room.device) != (dtype, like.device):
+            self._room = torch.empty(like.numel(), dtype=dtype, device=like.device)
+        return self._room.as_strided(like.shape, like.stride())
+
     def gather(self, rows: Tensor) -> Tensor:
-        """Rows (local_batch_size, ...) of all ranks that share this rank's group, in the batch's order."""
+        """Rows of all ranks that share this rank's groups, in the batch's order, pass after pass.
+
+        Args:
+            rows: (passes * local_batch_size, ...) of this rank.
+        """
         if self.span is None:
             return rows
-        parts = [torch.empty_like(rows) for _ in range(group_size(self.span))]
-        dist.all_gather(parts, rows.contiguous(), group=self.span)
-        return torch.cat(parts)
+        own = rows.unflatten(0, (-1, self.local_batch_size)).contiguous()
+        parts = [torch.empty_like(own) for _ in range(group_size(self.span))]
+        dist.all_gather(parts, own, group=self.span)
+        return torch.cat(parts, 1).flatten(0, 1)
 
     def update_running_statistics(self) -> None:
         """Move the running statistics of every layer by what its groups saw since the last call, on all ranks."""
@@ -158,66 +175,89 @@ class _GroupNormalise(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, layout: Layout
     ) -> tuple[Tensor, Tensor, Tensor]:
-        count = x[0, 0].numel()
-        wide = _wide(x)
-        own_mean = _spatial_sum(wide) / count
-        centred = wide - _like(own_mean, x)
-        moments = layout.gather(torch.stack([own_mean, _spatial_sum(centred.square_()) / count], 1))
-        means, variances = moments.double().unflatten(0, (-1, layout.bn_group_size)).unbind(2)
-        mean = means.mean(1)
+        # (groups, samples of a group, mean and variance, C)
+        moments = layout.gather(_moments(x, layout)).double().unflatten(0, (-1, layout.bn_group_size))
+        statistics = moments.mean(1)
         # Chan et al. 1979 for equal counts: no cancellation, as from raw second moments.
-        var = variances.mean(1) + (means - mean[:, None]).square().mean(1)
-        mean, var = mean.to(wide.dtype), var.to(wide.dtype)
-        parts = [
-            nn.functional.batch_norm(part, m, v, weight, bias, False, 0.0, eps)
-            for part, m, v in zip(x.split(layout.chunk), mean, var, strict=True)
-        ]
-        ctx.save_for_backward(x, weight, mean, (var + eps).rsqrt())
-        ctx.layout, ctx.eps, ctx.count = layout, eps, layout.bn_group_size * count
+        statistics[:, 1] += (moments[:, :, 0] - statistics[:, :1]).square_().mean(1)
+        mean, var = statistics.to(weight.dtype).unbind(1)
+        y = torch.empty_like(x)
+        for out, part, m, v in zip(y.split(layout.chunk), x.split(layout.chunk), mean, var, strict=True):
+            _normalise(part, weight, bias, m, v, eps, out)
+        ctx.save_for_backward(x, weight, mean, (var + eps).rsqrt_())
+        ctx.layout, ctx.eps, ctx.count = layout, eps, layout.bn_group_size * x[0, 0].numel()
         ctx.mark_non_differentiable(mean, var)
-        return parts[0] if len(parts) == 1 else torch.cat(parts), mean, var
+        return y, mean, var
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor, *_: Any) -> tuple[Tensor, Any, Any, None, None]:
         # Roundings here differ between topologies, but change gradients in proportion: the ReLUs are decided already.
         x, weight, mean, invstd = ctx.saved_tensors
         layout: Layout = ctx.layout
-        parts = zip(dy.split(layout.chunk), x.split(layout.chunk), mean, invstd, strict=True)
+        parts = list(zip(dy.split(layout.chunk), x.split(layout.chunk), mean, invstd, strict=True))
         if layout.span is None:
             made = [_backward(*part, weight, ctx.eps, whole=True) for part in parts]
-            dx = made[0][0] if len(made) == 1 else torch.cat([m[0] for m in made])
-            return dx, sum(m[1] for m in made), sum(m[2] for m in made), None, None
-        dx, d_weight, d_bias = _spanning_backward(dy, x, mean[0], invstd[0], weight, ctx)
-        return dx, d_weight, d_bias, None, None
+        else:
+            made = _spanning_backward(parts, weight, ctx)
+        dx = made[0][0] if len(made) == 1 else torch.cat([m[0] for m in made])
+        return dx, sum(m[1] for m in made), sum(m[2] for m in made), None, None
 
 
 def _spanning_backward(
-    dy: Tensor, x: Tensor, mean: Tensor, invstd: Tensor, weight: Tensor, ctx: Any
-) -> tuple[Tensor, Tensor, Tensor]:
-    _, d_weight, d_bias = _backward(dy, x, mean, invstd, weight, ctx.eps, whole=False)
-    sums = torch.stack([d_weight, d_bias])
+    parts: list[tuple[Tensor, Tensor, Tensor, Tensor]], weight: Tensor, ctx: Any
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    own = [_backward(*part, weight, ctx.eps, whole=False)[1:] for part in parts]
+    sums = torch.stack([torch.stack(pair) for pair in own])
     dist.all_reduce(sums, group=ctx.layout.span)
     sums /= ctx.count
-    scale = weight * invstd
-    slope = -scale * invstd * sums[0]
-    shift = -scale * sums[1] - slope * mean
-    dx = dy * _like(scale[None], x) + x * _like(slope[None], x) + _like(shift[None], x)
-    return dx.to(x.dtype), d_weight, d_bias
+    made = []
+    for (dy, x, mean, invstd), (mean_dyx, mean_dy), (d_weight, d_bias) in zip(parts, sums, own, strict=True):
+        scale = weight * invstd
+        slope = -scale * invstd * mean_dyx
+        shift = -scale * mean_dy - slope * mean
+        dx = dy * _like(scale[None], x) + x * _like(slope[None], x) + _like(shift[None], x)
+        made.append((dx.to(x.dtype), d_weight, d_bias))
+    return made
 
 
 def _backward(
     dy: Tensor, x: Tensor, mean: Tensor, invstd: Tensor, weight: Tensor, eps: float, *, whole: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """torch's backward of BatchNorm for a group that this rank holds ``whole``; else only weight and bias are right."""
-    var = invstd.pow(-2) - eps
+    var = None if whole else invstd.pow(-2) - eps
     dx, d_weight, d_bias = torch.ops.aten.native_batch_norm_backward(
-        dy, x, weight, mean, var, mean, invstd, whole, eps, [whole, True, True]
+        dy, x, weight, None if whole else mean, var, mean, invstd, whole, eps, [whole, True, True]
     )
     return dx, d_weight, d_bias
 
 
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
+def _normalise(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor, eps: float, out: Tensor) -> None:
+    """Write to ``out`` what ``x`` (n, C, ...) becomes with these statistics (C,)."""
+    unused = torch.empty(0, dtype=weight.dtype, device=x.device)
+    torch.ops.aten.native_batch_norm.out(
+        x, weight, bias, mean, var, False, 0.0, eps, out=out, save_mean=unused, save_invstd=unused.clone()
+    )
+
+
+def _moments(x: Tensor, layout: Layout) -> Tensor:
+    """Mean and variance (n, 2, C) of each sample of ``x`` (n, C, ...) over its pixels, in float32 or float64.
+
+    On the CPU a few samples at a time and in the same memory, so that what lies between the passes over them stays in
+    the cache; no sample's sums depend on how many are taken.
+    """
+    count, channels = x[0, 0].numel(), x.shape[1]
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    moments = torch.empty(len(x), 2, channels, dtype=wide, device=x.device)
+    at_once = max(1, _CACHED // x[0].numel()) if x.device.type == "cpu" else len(x)
+    # Of ``x`` in one of its layouts, so that a part of it is one piece of memory.
+    if not (x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))):
+        x = x.contiguous()
+    for part, made in zip(x.split(at_once), moments.split(at_once), strict=True):
+        values = layout.room(part, wide).copy_(part)
+        mean = _spatial_sum(values).div_(count)
+        made[:, 0] = mean
+        made[:, 1] = _spatial_sum(values.sub_(_like(mean, x)).square_()).div_(count)
+    return moments
 
 
 def _spatial_sum(x: Tensor) -> Tensor:
@@ -271,8 +311,10 @@ class GroupedBatchNorm(nn.Module):
         return y if self.act is None else self.act(y)
 
     def _by_groups(self, x: Tensor) -> Tensor:
-        if x.shape[0] != self.layout.local_batch_size:
-            raise ValueError(f"got {x.shape[0]} samples of a view, declared were {self.layout.local_batch_size}")
+        if x.shape[0] % self.layout.local_batch_size:
+            raise ValueError(
+                f"got {x.shape[0]} samples, which are no whole passes of the {self.layout.local_batch_size} declared"
+            )
         y, means, variances = _GroupNormalise.apply(x, self.weight, self.bias, self.eps, self.layout)
         count = self.layout.bn_group_size * x[0, 0].numel()
         # Running variances are unbiased, as torch's are.

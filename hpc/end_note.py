@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -46,6 +47,9 @@ def _by_code(fields: Mapping[str, str], said: list[str]) -> str:
     if fields.get("reason") == "TimeLimit":
         return "ended at the job's time limit"
     first = f" ({said[0].strip()})" if said else ""
+    if said and said[0].rstrip().endswith(": Killed"):
+        # srun returns the highest code, and it ended the other ranks with SIGTERM: 143 is more than 137.
+        code = 128 + signal.SIGKILL
     if fields.get("ended") == "yes":
         return f"ended from outside, by a signal to the whole job{first}"
     if code > 128:

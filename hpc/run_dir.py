@@ -127,7 +127,8 @@ class RunDir:
             hosts: host names of the ranks; this host alone if empty.
             versions: versions beside the ones of the installed packages.
             former_end: what is known of how the start before it ended, such as ``"killed for memory (Slurm:
-                OUT_OF_MEMORY)"``, used where it recorded no end itself.
+                OUT_OF_MEMORY)"``, used where it recorded no end itself, and before what it recorded where that is only
+                how rank 0 fared when another rank was killed.
 
         Raises:
             UserError: ``run.json`` cannot be read or written.
@@ -140,6 +141,7 @@ class RunDir:
             known = former_end if start is record["starts"][-1] else None
             start["reason"] = known or KILLED
             start["last_step"] = logged[-1] if logged and logged[-1] >= start["first_step"] else None
+        _blame(record["starts"], former_end)
         record["starts"].append(
             {
                 "began": _now(),
@@ -178,6 +180,18 @@ class RunDir:
             atomic.write_json(self.record_path, record)
         except OSError as error:
             print(f"warning: {self.record_path} cannot be written ({error.strerror or error})", file=sys.stderr)
+
+
+def _blame(starts: list[dict[str, Any]], former_end: str | None) -> None:
+    """Put what killed another rank before the error that rank 0 then ran into."""
+    last: dict[str, Any] = starts[-1] if starts else {"reason": None}
+    if former_end is None or not (last["reason"] or "").startswith("failed") or former_end.startswith("a rank failed"):
+        return
+    # The one before this may have been killed before it recorded anything: the note is of it, and not of ``last``.
+    number = int(last["slurm_restart_count"] or 0) + 1
+    here = (os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_RESTART_COUNT"))
+    if here == (last["slurm_job_id"], str(number)):
+        last["reason"] = f"{former_end}; rank 0 {last['reason']}"
 
 
 def futile_starts(record: Mapping[str, Any], first_step: int | None = None) -> int:

@@ -13,6 +13,7 @@ from hpc.collectives import Group
 from hpc.topology import Topology
 
 RATIO, LEAST_SECONDS = 1.5, 0.02
+LINES_IN_A_ROW = 5
 
 
 class SlowHosts:
@@ -27,6 +28,7 @@ class SlowHosts:
     def __init__(self, topology: Topology, world: Group, device: torch.device) -> None:
         self._world, self._device, self._is_main = world, device, topology.is_main
         self._seconds, self._steps = 0.0, 0
+        self._slow_rank, self._slow_lines = -1, 0
         self._events: tuple[torch.cuda.Event, torch.cuda.Event] | None = None
         self._hosts = [topology.host]
         if world is not None:
@@ -57,9 +59,10 @@ class SlowHosts:
         self._steps += 1
 
     def line(self, warn: Callable[[str], None]) -> dict[str, float]:
-        """``slowest_rank`` and its ``slowest_rank_ratio`` to the median since the last call; collective.
+        """``slowest_rank`` and its ``slowest_rank_ratio`` to the median of the others since the last call; collective.
 
-        ``warn`` is told on rank 0 where a rank needs 1.5 times the median and 20 ms a step more than it.
+        ``warn`` is told on rank 0 once a rank needed 1.5 times the median of the others and 20 ms a step more than it at
+        five calls in a row: a shared core slows now this rank, now that one.
         """
         own = self._seconds / max(self._steps, 1)
         self._seconds, self._steps = 0.0, 0
@@ -68,11 +71,16 @@ class SlowHosts:
         every = torch.zeros(len(self._hosts), dtype=torch.float64, device=self._device)
         every[dist.get_rank(self._world)] = own
         dist.all_reduce(every, group=self._world)
-        rank, median = int(every.argmax()), float(every.quantile(0.5))
+        rank = int(every.argmax())
+        others = torch.cat([every[:rank], every[rank + 1 :]])
+        median = float(others.quantile(0.5))
         ratio = float(every[rank]) / max(median, 1e-9)
-        if self._is_main and ratio > RATIO and float(every[rank]) - median > LEAST_SECONDS:
+        slow = ratio > RATIO and float(every[rank]) - median > LEAST_SECONDS
+        self._slow_lines = self._slow_lines + 1 if slow and rank == self._slow_rank else int(slow)
+        self._slow_rank = rank
+        if self._is_main and self._slow_lines == LINES_IN_A_ROW:
             warn(
                 f"rank {rank} on {self._hosts[rank]} is slow: {1e3 * float(every[rank]):.0f} ms of its own work a step "
-                f"(data, views), {1e3 * median:.0f} ms on the median rank; all ranks wait for it"
+                f"(data, views), {1e3 * median:.0f} ms on the other ranks; all ranks wait for it"
             )
         return {"slowest_rank": rank, "slowest_rank_ratio": ratio}

@@ -116,6 +116,10 @@ def _symmetries(images: Tensor, count: int) -> Iterator[Tensor]:
         yield torch.rot90(flipped, i % 4, dims=(-2, -1))
 
 
+# Options of timm.create_model that load a file or a download; a file of somebody else must not choose them.
+_FETCHING = {"pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
+
+
 class Encoder:
     """A trunk and its spec.
 
@@ -241,6 +245,9 @@ def _load_checkpoint(path: Path, run: str) -> Encoder:
 def _with_weights(
     spec: EncoderSpec, weights: dict[str, Tensor], name: str, seen: dict[str, Any] | None, path: Path
 ) -> Encoder:
+    fetching = sorted(_FETCHING & spec.trunk_options.keys())
+    if fetching:
+        raise UserError(f"{path}: trunk option '{fetching[0]}' is not allowed in a file of weights, as it loads others")
     trunk = create_trunk(spec.trunk, seed=0, **spec.trunk_options)
     missing, unexpected = trunk.load_state_dict(weights, strict=False)
     if missing or unexpected:

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # Sourced by the batch scripts. 'restartable COMMAND...' runs a command that continues where it was, and requeues this
-# job where Slurm does not do so by itself. Exit codes: 0 done; 2 the user's input, which no restart mends; 75 stopped
+# job where Slurm does not do so by itself. Exit codes: 0 done; 2 what only its user mends (input, full disk); 75 stopped
 # after saving, start me again; anything else is a failure, which a restart may mend.
 
 # Written after an unclean end: what srun returned and what Slurm said. The next start reads it and puts it into run.json.
@@ -31,7 +31,7 @@ restartable() {
     # srun returns the highest code, which may be that of a rank which it killed after the one with the wrong input.
     if [ "$code" -ne 75 ] && grep --quiet 'Exited with exit code 2$' "$NANODIST_END_NOTE"; then code=2; fi
     if [ "$code" -eq 2 ]; then
-        echo "nanodist: wrong input (exit 2); the job is not started again" >&2
+        echo "nanodist: exit 2, which no restart mends (the reason stands above); the job is not started again" >&2
     elif [ "$ended" = no ]; then
         start_again "ended with $code"
     elif [ "$reason" != TimeLimit ]; then

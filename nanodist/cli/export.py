@@ -7,16 +7,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from hpc.errors import UserError
-
-FORMATS = ("timm",)
+from nanodist.export.loading import FORMATS, TITLES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of ``nanodist export``."""
     parser.add_argument("run", metavar="RUN", type=Path, help="Run directory, one checkpoint of it, or another export.")
     parser.add_argument("--to", metavar="DIR", required=True, type=Path, help="Folder to write; it must not exist yet.")
-    parser.add_argument("--format", default="timm", help="What to write: timm (the only format so far).")
+    parser.add_argument(
+        "--format", default="timm", metavar="FORMAT,...", help=f"What to write, joined by commas: {', '.join(FORMATS)}."
+    )
     parser.add_argument("--license", default="", help="Licence of the weights as an SPDX name, for the model card.")
     parser.add_argument(
         "--data", default="", help="A sentence for the model card on the training data and its licence."
@@ -25,17 +25,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Export and say how to load the result."""
-    wanted = [name.strip() for name in args.format.split(",")]
-    unknown = [name for name in wanted if name not in FORMATS]
-    if unknown:
-        raise UserError(f"--format {unknown[0]!r} does not exist; allowed: {', '.join(FORMATS)}.")
+    """Export, and say what was checked and how to load the result."""
+    wanted = [name.strip() for name in args.format.split(",") if name.strip()]
     from nanodist.encoders import load_encoder
-    from nanodist.export.weights import export_timm
+    from nanodist.export.folder import export, require
 
+    require(wanted)
     encoder = load_encoder(args.run)
-    target = export_timm(encoder, args.to, card_of(args.run, encoder, args.name, args.license, args.data))
-    print(f'{target}\nload it with: timm.create_model("local-dir:{target}", pretrained=True)')
+    parity = export(encoder, args.to, card_of(args.run, encoder, args.name, args.license, args.data), wanted)
+    print(args.to)
+    for row in parity["formats"]:
+        libraries = ", ".join(f"{name} {version}" for name, version in row["loaded_with"].items())
+        print(f"{row['format']}: loaded with {libraries}; features differ by {row['relative_difference']:.1e} at most")
+        if row["format"] == "huggingface" and "transformers" not in row["loaded_with"]:
+            print("transformers is not installed: the folder was checked with timm, which transformers wraps")
+    if "timm" in wanted:
+        print(f'load it with: timm.create_model("local-dir:{args.to}", pretrained=True)')
+    print(f"{args.to / 'README.md'} has the code for {', '.join(TITLES[name] for name in FORMATS if name in wanted)}")
     return 0
 
 

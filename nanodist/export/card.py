@@ -8,6 +8,7 @@ from pathlib import PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 from nanodist._version import __version__
+from nanodist.export.loading import TITLES, loading_code
 
 if TYPE_CHECKING:
     from nanodist.encoders import EncoderSpec
@@ -38,18 +39,34 @@ _WHAT = """A {architecture} trunk for grey-scale electron micrographs (one chann
 
 _LOAD = """## How to load it
 
-```python
-{code}```
-
-**Write `pretrained=True`.** Without it timm builds the same architecture and *silently keeps random weights*: no error,
-no warning, only useless features.
-
 The trunk was built for one grey channel and trained on views of {size} x {size} px; `embed` gives {features} features
-and is what every score in this card was measured with. For a classifier, `timm.create_model(..., pretrained=True,
-num_classes=N)` adds a new, untrained layer. With nanodist installed, `nanodist.encoders.load_encoder(folder).embed`
-does the same.
+and is what every score in this card was measured with. It takes the pixels as they are in the file: no resizing to a
+standard size, no conversion to 8 bit. Nothing here needs nanodist.
 
 """
+
+_NOTES = {
+    "timm": """**Write `pretrained=True`.** Without it timm builds the same architecture and *silently keeps random
+weights*: no error, no warning, only useless features. For a classifier, `timm.create_model(..., pretrained=True,
+num_classes=N)` adds a new, untrained layer. With nanodist installed, `nanodist.encoders.load_encoder(folder).embed`
+does the same.
+""",
+    "huggingface": """`AutoModel` wraps the timm model of this folder (`pip install transformers timm`). Its image
+processor resizes and crops, which the scores in this card were not measured with; use `embed`.
+""",
+    "torchvision": """The keys are torchvision's own. `torchvision/model_rgb.safetensors` fits its unchanged model of
+three channels: leave out the line with `conv1` and call the model with the same grey image in all of them,
+`x.expand(-1, 3, -1, -1)`; the features are the same. For a classifier keep the layer `fc` and load with
+`strict=False`. Where there is no safetensors package, nanodist's guide to exports has a reader of ten lines.
+""",
+    "onnx": """One graph, opset {opset}: scaling, cropping, normalisation, trunk and pooling are inside. It takes
+`images` (batch, 1, height, width), float32, black 0 and full scale 1, and gives `features` (batch, {features}).
+{sizes} `onnx/model.json` says the same for programs.
+""",
+    "torch-export": """The whole of `embed` as a program of `torch.export`, with the input and output of
+`torch-export/model.json`. {sizes}
+""",
+}
 
 _USE = """## Intended use and limits
 
@@ -131,81 +148,36 @@ def without_paths(value: Any) -> Any:
     return value
 
 
-def loading_code(spec: EncoderSpec, location: str) -> str:
-    """Python that loads an export with timm alone and embeds an image exactly as nanodist does.
-
-    Args:
-        spec: how the encoder reads an image.
-        location: what stands behind ``local-dir:``.
-    """
-    if spec.normalise == "store":
-        normalise = f"x = (x - {spec.mean!r}) / {spec.std!r}"
-    else:
-        normalise = "x = (x - x.mean()) / (x.std(correction=0) + 1e-3)"
-    if spec.pooling == "last":
-        pool = ["    return model(x)[0]"]
-    else:
-        chosen = "[-2:]" if spec.pooling == "last_two" else ""
-        pool = [
-            f"    stages = model.forward_intermediates(x, norm=True, intermediates_only=True){chosen}",
-            "    return torch.cat([stage.mean((-2, -1)) for stage in stages], dim=1)[0]",
-        ]
-    looks = ", ".join(str(tuple(look)) for look in spec.looks)
-    lines = [
-        "import numpy as np",
-        "import timm",
-        "import torch",
-        "",
-        f'model = timm.create_model("local-dir:{location}", pretrained=True).eval()',
-        "",
-        "",
-        "def resized(x, scale):",
-        "    while scale <= 0.5:",
-        "        x, scale = torch.nn.functional.avg_pool2d(x, 2), 2 * scale",
-        "    if abs(scale - 1) < 1e-6:",
-        "        return x",
-        '    how = dict(mode="bilinear", antialias=True, align_corners=False, recompute_scale_factor=True)',
-        "    return torch.nn.functional.interpolate(x, scale_factor=scale, **how)",
-        "",
-        "",
-        "def pooled(x):",
-        *pool,
-        "",
-        "",
-        "@torch.inference_mode()",
-        "def embed(pixels):  # a grey image: array (H, W) of uint8 or uint16",
-        '    whole = torch.from_numpy(pixels.astype("float32") / np.iinfo(pixels.dtype).max)[None, None]',
-        "    joined = []",
-        f"    for scale, crop_px, symmetries in [{looks}]:",
-        "        side = crop_px or max(whole.shape)",
-        "        top, left = (max(0, (n - side) // 2) for n in whole.shape[-2:])",
-        "        x = resized(whole[..., top : top + side, left : left + side], scale)",
-        f"        {normalise}",
-        "        turns = [(x, k) for k in range(4)] + [(x.flip(-1), k) for k in range(4)]",
-        "        features = [pooled(torch.rot90(y, k, (-2, -1))) for y, k in turns[:symmetries]]",
-        "        joined.append(torch.stack(features).mean(0))",
-        "    return torch.cat(joined)",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def render(card: Mapping[str, Any], spec: EncoderSpec, features: int) -> str:
+def render(
+    card: Mapping[str, Any],
+    spec: EncoderSpec,
+    features: int,
+    location: str,
+    formats: Sequence[str] = ("timm",),
+    graph: Mapping[str, Any] | None = None,
+    parity: Mapping[str, Any] | None = None,
+) -> str:
     """The card as Markdown with the front matter of the Hugging Face hub.
 
     Args:
         card: what :func:`facts` returns; a missing fact is left out, a missing licence is said.
         spec: how the encoder reads an image.
         features: length of an embedding.
+        location: name of the folder, for the code that loads it.
+        formats: what is in the folder.
+        graph: what :func:`nanodist.export.graph.describe` says, where there is a graph.
+        parity: what :func:`nanodist.export.parity.check` found.
     """
     name = _line(card.get("name") or "encoder")
     objective = _line(card.get("objective") or "self-supervision")
     license_name = json.dumps(str(card.get("license") or UNSTATED).lower())
-    code = loading_code(spec, json.dumps(name)[1:-1])
     parts = [
         _HEADER.format(license=license_name, name=name),
         _licence(card),
         _WHAT.format(architecture=spec.trunk, objective=objective),
-        _LOAD.format(code=code, size=spec.image_size, features=features),
+        _LOAD.format(size=spec.image_size, features=features),
+        *(_loading(kind, spec, features, location, graph or {}) for kind in formats),
+        _parity(parity),
         _training(card),
         _scores(card),
         _USE,
@@ -213,6 +185,33 @@ def render(card: Mapping[str, Any], spec: EncoderSpec, features: int) -> str:
         _CITATION,
     ]
     return "".join(parts)
+
+
+def _loading(kind: str, spec: EncoderSpec, features: int, location: str, graph: Mapping[str, Any]) -> str:
+    code = loading_code(spec, json.dumps(_line(location))[1:-1], kind)
+    note = _NOTES[kind].format(features=features, sizes=graph.get("sizes", ""), opset=graph.get("opset", ""))
+    return f"### {TITLES[kind]}\n\n```python\n{code}```\n\n{note}\n"
+
+
+def _parity(parity: Mapping[str, Any] | None) -> str:
+    """The table of differences between the run and what others load, from image files on."""
+    if not parity:
+        return ""
+    lines = []
+    for row in parity["formats"]:
+        libraries = ", ".join(f"{name} {version}" for name, version in row["loaded_with"].items())
+        sizes = ", ".join(f"{width} x {height} {kind}" for height, width, kind in row["images"])
+        lines.append(f"| {row['format']} | {libraries} | {sizes} | {row['relative_difference']:.1e} |\n")
+    rows = {row["format"]: row["loaded_with"] for row in parity["formats"]}
+    note = ""
+    if "huggingface" in rows and "transformers" not in rows["huggingface"]:
+        note = "transformers was not installed there: its row is from the same files by timm, which it wraps.\n\n"
+    return (
+        "## Parity\n\nThe code above was run in a process without nanodist, on image files, before this folder got its "
+        f"name. Largest difference from the run's own features, relative to the largest feature; more than "
+        f"{parity['tolerance']:.0e} would have been refused.\n\n"
+        "| format | loaded with | images (px) | difference |\n|---|---|---|---|\n" + "".join(lines) + "\n" + note
+    )
 
 
 def _licence(card: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from hpc import atomic
 from hpc.errors import UserError
 from hpc.seeding import generator
 from nanodist.export.card import UNSTATED, render
+from nanodist.export.loading import architecture as architecture_of
 
 if TYPE_CHECKING:
     from nanodist.encoders import Encoder, EncoderSpec
@@ -27,7 +28,8 @@ def export_timm(encoder: Encoder, target: Path, card: dict[str, Any]) -> Path:
 
     The folder holds ``config.json`` (timm's hub format), ``model.safetensors``, ``README.md`` (the model card) and
     ``nanodist.json`` (what :func:`nanodist.encoders.load_encoder` wants); it appears only once timm has loaded it
-    and given the features of the source.
+    and given the features of the source. :func:`nanodist.export.folder.export` writes other formats too, and checks
+    them in a process without nanodist.
 
     Args:
         encoder: what to export; its trunk is a timm model with one input channel and no classifier.
@@ -42,30 +44,40 @@ def export_timm(encoder: Encoder, target: Path, card: dict[str, Any]) -> Path:
             or what timm loads gives other features than the source.
     """
     target = Path(target)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise UserError(f"{target} exists already and is not empty: give --to a new folder, or remove it first.")
-    trunk = copy.deepcopy(encoder.trunk).to("cpu", torch.float32).eval()
-    tensors = _tensors(trunk, encoder.name)
-    config = timm_config(trunk, encoder, card)
-    provenance = {"schema": 1, "spec": asdict(encoder.spec), "seen": encoder.seen, "name": encoder.name}
+    refuse_taken(target)
     try:
         with atomic.directory(target) as folder:
-            _save(tensors, folder / "model.safetensors")
-            atomic.write_json(folder / "config.json", config)
-            atomic.write_json(folder / "nanodist.json", provenance)
-            atomic.write_text(folder / "README.md", render(card, encoder.spec, _features(encoder)))
-            verify(folder, trunk, encoder.spec.image_size)
+            write_timm(encoder, folder, card)
+            atomic.write_text(folder / "README.md", render(card, encoder.spec, features_of(encoder), target.name))
     except OSError as error:
         raise UserError(f"The export cannot be written to {target}: {error}.") from error
     return target
 
 
+def refuse_taken(target: Path) -> None:
+    """Raise UserError where ``target`` exists and is not an empty folder."""
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target} exists already and is not empty: give --to a new folder, or remove it first.")
+
+
+def write_timm(encoder: Encoder, folder: Path, card: dict[str, Any]) -> None:
+    """Write ``model.safetensors``, ``config.json`` and ``nanodist.json`` into ``folder``, and load them with timm.
+
+    transformers reads the same files (``TimmWrapperModel``).
+    """
+    trunk = copy.deepcopy(encoder.trunk).to("cpu", torch.float32).eval()
+    provenance = {"schema": 1, "spec": asdict(encoder.spec), "seen": encoder.seen, "name": encoder.name}
+    save(tensors_of(encoder), folder / "model.safetensors")
+    atomic.write_json(folder / "config.json", timm_config(trunk, encoder, card))
+    atomic.write_json(folder / "nanodist.json", provenance)
+    verify(folder, trunk, encoder.spec.image_size)
+
+
 def timm_config(trunk: torch.nn.Module, encoder: Encoder, card: dict[str, Any]) -> dict[str, Any]:
     """``config.json`` in the format of timm's hub: architecture, arguments to build it, and the input it expects."""
     import timm
-    from timm.models import split_model_name_tag
 
-    architecture = split_model_name_tag(encoder.spec.trunk)[0]
+    architecture = architecture_of(encoder.spec)
     if not timm.is_model(architecture):
         raise UserError(f"timm {timm.__version__} has no model {architecture!r}, so {encoder.name} cannot be exported.")
     source: dict[str, Any] = getattr(trunk, "pretrained_cfg", None) or {}
@@ -98,10 +110,12 @@ def timm_config(trunk: torch.nn.Module, encoder: Encoder, card: dict[str, Any]) 
 def model_args(spec: EncoderSpec, source: dict[str, Any]) -> dict[str, Any]:
     """Arguments of ``timm.create_model`` that rebuild the trunk of ``spec``; ``source`` is its ``pretrained_cfg``.
 
+    The number of classes is left to ``num_classes`` beside them, since transformers passes its own.
+
     A trunk with a fixed input size (position embeddings) is rebuilt at the size that it has, or timm would resample
     its weights to the size of the views.
     """
-    arguments = {**spec.trunk_options, "in_chans": 1, "num_classes": 0}
+    arguments = {**spec.trunk_options, "in_chans": 1}
     if source.get("fixed_input_size"):
         arguments.setdefault("img_size", list(source["input_size"][-2:]))
     return arguments
@@ -146,15 +160,21 @@ def verify(folder: Path, trunk: torch.nn.Module, image_size: int) -> float:
     return difference
 
 
-def _tensors(trunk: torch.nn.Module, name: str) -> dict[str, torch.Tensor]:
-    tensors = {key: value.detach().clone().contiguous() for key, value in trunk.state_dict().items()}
-    for key, value in tensors.items():
+def tensors_of(encoder: Encoder) -> dict[str, torch.Tensor]:
+    """Weights and buffers of the trunk by name, as float32 on the CPU; UserError where one is not finite."""
+    tensors = {}
+    for key, value in encoder.trunk.state_dict().items():
+        value = value.detach().to("cpu", torch.float32 if value.is_floating_point() else value.dtype)
+        tensors[key] = value.clone().contiguous()
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise UserError(f"Weight {key} of {name} is not finite (the training diverged): export an earlier step.")
+            raise UserError(
+                f"Weight {key} of {encoder.name} is not finite (the training diverged): export an earlier step."
+            )
     return tensors
 
 
-def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
+def save(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Write safetensors that every library reads as PyTorch's."""
     from safetensors.torch import save_file
 
     save_file(tensors, str(path), metadata={"format": "pt"})
@@ -165,7 +185,7 @@ def _global_pool(trunk: torch.nn.Module) -> str:
     return pool if isinstance(pool, str) else str(getattr(pool, "pool_type", "avg"))
 
 
-def _features(encoder: Encoder) -> int:
+def features_of(encoder: Encoder) -> int:
     """Length of an embedding, which pooling over several stages makes longer than timm's ``num_features``."""
     blank = np.zeros((encoder.spec.image_size, encoder.spec.image_size), np.uint8)
     return int(encoder.embed([blank]).shape[1])

@@ -24,8 +24,8 @@ class TwoViewModel(nn.Module):
     Args:
         trunk, projector: weights in float32, or float64 for ``precision="fp64"``.
         spec: how pixels are normalised.
-        bn_views: ``"each"`` passes each view by itself, so that BatchNorm never mixes views; ``"both"`` passes them
-            together, the two views of a sample following each other, as the groups of BatchNorm want.
+        bn_views: both views pass together. With ``"each"`` one lies below the other, and BatchNorm, whose groups end
+            where a view ends, never mixes them; with ``"both"`` the two views of a sample follow each other.
         compiled: run the trunk through ``torch.compile``.
         precision: ``"bf16"`` runs trunk and projector under autocast; weights and their gradients stay float32.
         channels_last: memory layout of the images.
@@ -54,7 +54,8 @@ class TwoViewModel(nn.Module):
         if self.bn_views == "both":
             a, b = self._project(views.transpose(0, 1).flatten(0, 1)).unflatten(0, (-1, 2)).unbind(1)
         else:
-            a, b = (self._project(view) for view in views)
+            # In one pass, which takes less time than two: every weight is cast, used and given its gradient once.
+            a, b = self._project(views.flatten(0, 1)).chunk(2)
         return a, b
 
     def _project(self, view: Tensor) -> Tensor:
@@ -63,7 +64,16 @@ class TwoViewModel(nn.Module):
             torch.autocast(view.device.type, torch.bfloat16) if self.precision == "bf16" else contextlib.nullcontext()
         )
         with autocast:
-            return self.projector(self._features(pixels.contiguous(memory_format=self.layout)))  # type: ignore[no-any-return]
+            return self.projector(self._features(_laid_out(pixels, self.layout)))  # type: ignore[no-any-return]
+
+
+def _laid_out(images: Tensor, layout: torch.memory_format) -> Tensor:
+    """``images`` (n, 1, H, W) in ``layout``, also for the operators that they meet first.
+
+    With one channel both layouts are the same in memory, so that ``contiguous`` leaves the strides of the other one,
+    and everything down to the last convolution would be laid out after these.
+    """
+    return torch.empty_like(images, memory_format=layout).copy_(images)
 
 
 def build_model(recipe: PretrainRecipe, spec: EncoderSpec, layout: Layout) -> TwoViewModel:
@@ -86,8 +96,20 @@ def build_model(recipe: PretrainRecipe, spec: EncoderSpec, layout: Layout) -> Tw
     t = recipe.train
     model = TwoViewModel(trunk, projector, spec, t.precision, t.channels_last, t.bn_views, t.compile)
     convert(model, layout)
-    # Only images are channels_last: DeepSpeed broadcasts weights as bytes and wants them contiguous.
-    return model.double() if recipe.train.precision == "fp64" else model
+    if t.channels_last:
+        # Else every convolution would lay its weight and its gradient out anew, at a tenth of the whole step's cost.
+        _lay_weights_out(trunk)
+    return model.double() if t.precision == "fp64" else model
+
+
+def _lay_weights_out(trunk: nn.Module) -> None:
+    """Weights of convolutions in channels_last, but for those whose memory is the same either way.
+
+    These keep the strides that DeepSpeed's broadcast takes for contiguous.
+    """
+    for parameter in trunk.parameters():
+        if parameter.ndim == 4 and parameter.shape[1] > 1 and parameter.shape[2:].numel() > 1:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
 def _refuse_unkeyed_randomness(trunk: nn.Module, name: str) -> None:

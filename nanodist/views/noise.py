@@ -70,11 +70,11 @@ class NoiseWords:
         """Whole numbers (size, size) of mean 0, to be multiplied by ``scale``, in scratch; see :func:`hashed`."""
         words, other = np.bitwise_xor(self._pixels, hashed, out=self._words), self._other
         _mix_unsigned(words, other)
-        low_bytes = np.uint32(0x00FF00FF)
-        np.right_shift(words, np.uint32(8), out=other)
-        np.bitwise_and(other, low_bytes, out=other)
-        np.bitwise_and(words, low_bytes, out=words)
-        np.add(words, other, out=words)
+        # Two bytes each: what is shifted out of a half needs no mask.
+        halves, upper = words.view(np.uint16), other.view(np.uint16)
+        np.right_shift(halves, np.uint16(8), out=upper)
+        np.bitwise_and(halves, np.uint16(0xFF), out=halves)
+        np.add(halves, upper, out=halves)
         np.multiply(words, np.uint32(0x00010001), out=words)
         np.right_shift(words, np.uint32(16), out=words)
         return self._noise.copy_(self._sums).sub_(510.0).view(self._shape)

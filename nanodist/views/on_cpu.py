@@ -98,11 +98,14 @@ class _Maker:
 
     def _noise(self, view: Tensor, i: int) -> None:
         std, share = self.each["noise_std"][i], self.config.noise_signal_share
-        if std:
-            grey = torch.clamp_min(view, 0, out=self.spread)
-            spread = _scaled(grey, share, 1 - share, grey).sqrt_()
-            noise = self.words.sums(self.noise_key[i])
-            view.addcmul_(noise, spread, value=std * self.words.scale)
+        if not std:
+            return
+        noise = self.words.sums(self.noise_key[i])
+        if not share:
+            view.add_(noise, alpha=std * self.words.scale)
+            return
+        grey = torch.clamp_min(view, 0, out=self.spread)
+        view.addcmul_(noise, _scaled(grey, share, 1 - share, grey).sqrt_(), value=std * self.words.scale)
 
 
 def _mean(view: Tensor) -> float:

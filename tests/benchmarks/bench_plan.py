@@ -140,31 +140,22 @@ def _patient(wait: Any) -> Any:
     return wait_and_sleep
 
 
-def _allocations(profile: Any) -> list[tuple[int, int, int]]:
-    """(time, change, total afterwards) of every allocation and release, in the order of time."""
-    found, waiting = [], list(profile.experimental_event_tree())
-    while waiting:
-        event = waiting.pop()
-        waiting += event.children
-        tag, fields = event.typed
-        if tag == torch._C._profiler._EventType.Allocation:
-            found.append((event.start_time_ns, fields.alloc_size, fields.total_allocated))
-    return sorted(found)
-
-
 def _allocated(profile: Any) -> int:
-    """Most bytes of the CPU allocator between the two marks, above what there was before the first allocation."""
-    events = _allocations(profile)
-    before = events[0][2] - events[0][1]
-    marks = [i for i, (_, change, _) in enumerate(events) if abs(change) == MARK]
-    began, ended = marks[1], marks[2]  # made and released: the step begins
-    return max(total for _, _, total in events[began:ended]) - before
+    """Most bytes of the CPU allocator between the two marks, above what there was when the profile began."""
+    now, marks, inside = 0, 0, []
+    for event in sorted((e for e in profile.events() if e.name() == "[memory]"), key=lambda e: e.start_ns()):
+        if abs(event.nbytes()) == MARK:
+            marks += 1
+            continue
+        now += event.nbytes()
+        if marks == 2:  # made and released: the step begins
+            inside.append(now)
+    return max(inside)
 
 
 def count(rank: int, world_size: int, case: Case) -> dict[str, Any]:
     """Peak memory and bytes handed to collectives in a real training step of this rank."""
     from hpc.planner_ledger import Ledger
-    from hpc.reduction import _Bucket
     from hpc.topology import Topology
 
     os.environ["DS_ACCELERATOR"] = "cuda" if torch.cuda.is_available() else "cpu"
@@ -178,8 +169,6 @@ def count(rank: int, world_size: int, case: Case) -> dict[str, Any]:
     before = torch.cuda.memory_allocated(device) if cuda else 0
     gc.collect()
     profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True)
-    if not cuda:
-        _Bucket.wait = _patient(_Bucket.wait)  # type: ignore[method-assign]
     profiler.start()
     step = _stepper(recipe, topology, device, world)
     step()
@@ -225,12 +214,17 @@ def _stepper(recipe: Any, topology: Any, device: torch.device, world: Any) -> An
     return step
 
 
-def compare(case: Case, counted: list[dict[str, Any]]) -> dict[str, Any]:
-    """One line of the table; ranks differ where partitions do, so the largest counts."""
-    from hpc.planner import COLLECTIVES
+def predict(case: Case) -> Any:
+    """What the planner says."""
     from nanodist.pretrain.planning import Planner
 
-    predicted = Planner(case.recipe(), case.ranks).predict(case.micro_batches, case.stage)
+    return Planner(case.recipe(), case.ranks).predict(case.micro_batches, case.stage)
+
+
+def compare(case: Case, predicted: Any, counted: list[dict[str, Any]]) -> dict[str, Any]:
+    """One line of the table; ranks differ where partitions do, so the largest counts."""
+    from hpc.planner import COLLECTIVES
+
     peak = max(c["peak"] for c in counted)
     handed: dict[str, list[int]] = {}
     for transfer in predicted.moved:
@@ -268,11 +262,15 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def _rank(rank: int, world_size: int, folder: str, these: list[Case], results: Any) -> None:
+    from hpc.reduction import _Bucket
+
     torch.set_num_threads(1)
     backend = "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(rank)
         backend = "nccl"
+    else:
+        _Bucket.wait = _patient(_Bucket.wait)  # type: ignore[method-assign]
     dist.init_process_group(backend, init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size)
     for case in these:
         results.put((case, rank, count(rank, world_size, case)))
@@ -300,6 +298,12 @@ def count_all(these: list[Case]) -> list[list[dict[str, Any]]]:
     return [[found[case][rank] for rank in range(case.ranks)] for case in these]
 
 
+def compare_all(these: list[Case]) -> list[dict[str, Any]]:
+    """The table; predictions come first, so that they see the code that the counting processes are about to load."""
+    predicted = [predict(case) for case in these]
+    return [compare(*row) for row in zip(these, predicted, count_all(these), strict=True)]
+
+
 def main() -> None:
     """Count, compare, print; the last line is JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -308,7 +312,7 @@ def main() -> None:
     # NCCL wants a GPU for each rank.
     most = torch.cuda.device_count() if torch.cuda.is_available() else 2
     these = [case for case in cases(options.quick) if case.ranks <= most]
-    rows = [compare(case, counted) for case, counted in zip(these, count_all(these), strict=True)]
+    rows = compare_all(these)
     print(table(rows))
     memory, moved = (max(abs(r[key]) for r in rows) for key in ("memory_error", "bytes_error"))
     print(f"largest error: memory {100 * memory:.1f} %, bytes {100 * moved:.1f} %")

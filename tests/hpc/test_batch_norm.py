@@ -109,3 +109,53 @@ def test_illegal_world_sizes_name_the_legal_ones(ranks):
         make_layout(24, 8, 0, 2)
     with pytest.raises(UserError, match="do not divide each other"):
         Layout(6, 8)
+
+
+def _forward_bits(rank, world_size, dtype, group_size):
+    """Two views, one below the other, in channels_last; what one layer makes of them, view by view."""
+    layout = make_layout(BATCH, group_size, rank, world_size)
+    norm = convert(nn.Sequential(nn.BatchNorm2d(24)), layout)
+    views = torch.randn(2, BATCH, 24, 9, 9, generator=torch.Generator().manual_seed(2))
+    views = views + torch.arange(BATCH).view(-1, 1, 1, 1) * torch.tensor([1.0, -2.0]).view(2, 1, 1, 1, 1)
+    n = BATCH // world_size
+    own = views[:, rank * n : (rank + 1) * n].flatten(0, 1).to(dtype).contiguous(memory_format=torch.channels_last)
+    y = norm(own)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    layout.update_running_statistics()
+    return y.unflatten(0, (2, n)).float().detach(), norm.state_dict()["0.running_mean"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("group_size", [4, 16])
+def test_the_forward_has_the_same_bits_on_any_number_of_ranks(ranks, dtype, group_size):
+    whole, running = _forward_bits(0, 1, dtype, group_size)
+    for world_size in (2, 4):
+        answers = ranks.run(world_size, _forward_bits, dtype, group_size)
+        assert torch.equal(torch.cat([a[0] for a in answers], 1), whole)
+        for answer in answers:
+            torch.testing.assert_close(answer[1], running, rtol=1e-5, atol=1e-6)
+
+
+def _stacked(rank, world_size, stacked):
+    layout = make_layout(BATCH, 8, rank, world_size)
+    net, n = convert(_net(), layout), BATCH // world_size
+    views = torch.stack([_images(), 3 - 2 * _images()])[:, rank * n : (rank + 1) * n]
+    y = net(views.flatten(0, 1)) if stacked else torch.cat([net(view) for view in views])
+    y.pow(3).sum().backward()
+    layout.update_running_statistics()
+    return y.detach(), {k: p.grad for k, p in net.named_parameters()}, net.state_dict()["1.running_var"]
+
+
+@pytest.mark.parametrize("world_size", [1, 4])
+def test_views_in_one_pass_are_views_one_by_one(ranks, world_size):
+    for own, apart in zip(ranks.run(world_size, _stacked, True), ranks.run(world_size, _stacked, False), strict=True):
+        torch.testing.assert_close(own[0], apart[0], rtol=1e-11, atol=1e-11)
+        torch.testing.assert_close(own[2], apart[2], rtol=1e-11, atol=1e-11)
+        for name, gradient in apart[1].items():
+            torch.testing.assert_close(own[1][name], gradient, rtol=1e-9, atol=1e-9)
+
+
+def test_rows_that_are_no_whole_pass_are_refused():
+    net = convert(_net(), Layout(4, 8))
+    with pytest.raises(ValueError, match="no whole passes of the 8 declared"):
+        net(_images()[:12])

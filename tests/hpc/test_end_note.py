@@ -16,6 +16,10 @@ KILLED = (
             HEAD.format(137, "no") + "srun: error: n1: task 1: Killed\n",
             "a rank was killed by signal 9 (srun: error: n1",
         ),
+        (  # srun ended the other rank itself, and gives the highest code
+            HEAD.format(143, "no") + "srun: error: n1: task 0: Killed\nsrun: error: n2: task 1: Terminated\n",
+            "a rank was killed by signal 9 (srun: error: n1",
+        ),
         (HEAD.format(1, "no"), "a rank failed with exit code 1"),
         (HEAD.format(143, "yes"), "ended from outside"),
         ("restarts=1\nexit=broken\nended=no\nreason=\n", "ended without a code"),

@@ -109,6 +109,25 @@ def test_what_is_known_of_the_former_end_is_recorded_where_it_recorded_none(tmp_
     assert [start["reason"] for start in run.record()["starts"]] == [known, "preempted: SIGUSR2", None]
 
 
+@pytest.mark.parametrize(
+    ("restart", "known", "said"),
+    [
+        ("2", "killed for memory (n2)", "killed for memory (n2); rank 0 failed: closed by peer"),
+        ("2", "a rank failed with exit code 1", "failed: closed by peer"),
+        ("3", "killed for memory (n2)", "failed: closed by peer"),  # that was a start which recorded nothing
+    ],
+)
+def test_what_killed_another_rank_comes_before_the_error_of_rank_0(tmp_path, monkeypatch, restart, known, said):
+    run = RunDir.prepare(tmp_path / "a", "seed: 1\n", "f00d")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    run.begin_start(TOPOLOGY, 1)
+    run.end_start(5, "failed: closed by peer")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", restart)
+    run.begin_start(TOPOLOGY, 1, former_end=known)
+    assert [start["reason"] for start in run.record()["starts"]] == [said, None]
+
+
 def _record(*starts):
     return {"starts": [{"first_step": first, "reason": reason} for first, reason in starts]}
 

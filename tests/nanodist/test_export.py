@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict
@@ -110,7 +112,7 @@ def test_folder_holds_what_timm_and_the_hub_want(exported):
     ]
     config = json.loads((exported / "config.json").read_text())
     assert config["architecture"] == "test_resnet" and config["num_classes"] == 0 and config["num_features"] > 0
-    assert config["model_args"] == {"in_chans": 1, "num_classes": 0}
+    assert config["model_args"] == {"in_chans": 1}  # transformers passes num_classes itself
     cfg = config["pretrained_cfg"]
     assert (cfg["input_size"], cfg["mean"], cfg["std"]) == ([1, 64, 64], [0.4], [0.2])
     model = timm.create_model(f"local-dir:{exported}", pretrained=True)
@@ -153,7 +155,7 @@ def test_a_taken_target_is_refused_and_left_alone(tmp_path):
 
 
 def test_another_model_of_the_same_weights_leaves_nothing_behind(tmp_path, monkeypatch):
-    wrong = {"in_chans": 1, "num_classes": 0, "act_layer": "gelu"}
+    wrong = {"in_chans": 1, "act_layer": "gelu"}
     monkeypatch.setattr(weights, "model_args", lambda spec, source: wrong)
     with pytest.raises(UserError, match="differ from the run's"):
         export_timm(trained(), tmp_path / "virus", card())
@@ -161,21 +163,21 @@ def test_another_model_of_the_same_weights_leaves_nothing_behind(tmp_path, monke
 
 
 def test_a_changed_weight_leaves_nothing_behind(tmp_path, monkeypatch):
-    save = weights._save
+    save = weights.save
 
     def broken(tensors, path):
         name = next(n for n in tensors if n.endswith("weight") and tensors[n].ndim == 4)
         save({**tensors, name: tensors[name] * 1.001}, path)
 
-    monkeypatch.setattr(weights, "_save", broken)
+    monkeypatch.setattr(weights, "save", broken)
     with pytest.raises(UserError, match="loads another weight"):
         export_timm(trained(), tmp_path / "virus", card())
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_missing_weight_leaves_nothing_behind(tmp_path, monkeypatch):
-    save = weights._save
-    monkeypatch.setattr(weights, "_save", lambda tensors, path: save(dict(list(tensors.items())[1:]), path))
+    save = weights.save
+    monkeypatch.setattr(weights, "save", lambda tensors, path: save(dict(list(tensors.items())[1:]), path))
     with pytest.raises(UserError, match="cannot load the export"):
         export_timm(trained(), tmp_path / "virus", card())
     assert list(tmp_path.iterdir()) == []
@@ -247,6 +249,32 @@ def test_scores_of_the_run_unless_stale(tmp_path, stale, capsys):
     found = scores_of(tmp_path / "run", "virus")
     assert [row["encoder"] for row in found] == ([] if stale else ["virus", "texture"])
     assert ("older than the checkpoint" in capsys.readouterr().err) == stale
+
+
+HUGE = (1 << 62).to_bytes(8, "little") + b"{}"
+HOSTILE = {
+    "a pickle in place of the weights": ("model.safetensors", lambda old: pickle.dumps({"conv1.weight": 1})),
+    "a header that claims exabytes": ("model.safetensors", lambda old: HUGE),
+    "a weight file that was cut off": ("model.safetensors", lambda old: old[: len(old) // 2]),
+    "a trunk that is a folder": ("nanodist.json", lambda old: old.replace(b'"test_resnet"', b'"local-dir:/tmp"')),
+    "a trunk from the internet": ("nanodist.json", lambda old: old.replace(b'"test_resnet"', b'"hf-hub:a/b"')),
+    "another trunk than the weights": ("nanodist.json", lambda old: old.replace(b'"test_resnet"', b'"test_vit"')),
+    "an unknown key": ("nanodist.json", lambda old: old.replace(b'"spec": {', b'"spec": {"hook": "os.system",')),
+    "no JSON": ("nanodist.json", lambda old: b"\x80\x04"),
+}
+
+
+@pytest.mark.parametrize("how", HOSTILE)
+def test_a_hostile_folder_is_refused_with_a_reason(tmp_path, exported, how):
+    """What comes from strangers ends in one sentence: nothing is unpickled, fetched or half-loaded."""
+    folder = tmp_path / "given"
+    shutil.copytree(exported, folder)
+    name, change = HOSTILE[how]
+    before = (folder / name).read_bytes()
+    (folder / name).write_bytes(change(before))
+    assert (folder / name).read_bytes() != before
+    with pytest.raises(UserError):
+        load_encoder(folder)
 
 
 def test_a_hostile_name_stays_text(tmp_path):

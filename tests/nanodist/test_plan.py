@@ -13,7 +13,7 @@ from hpc.optimizers import OptimizerConfig
 from nanodist.cli import main
 from nanodist.pretrain.planning import Planner, as_written, propose, weigh, with_checkpointing
 from nanodist.pretrain.recipe import load_recipe
-from tests.benchmarks.bench_plan import cases, compare, count_all
+from tests.benchmarks.bench_plan import cases, compare_all
 
 TINY = ["encoder.trunk_options={channels: [8, 16, 32, 64]}", "views.size_px=32", "train.bn_group_size=8"]
 BIG = ["views.size_px=224", "train.precision=bf16", "train.bn_group_size=64"]
@@ -22,8 +22,7 @@ BIG = ["views.size_px=224", "train.precision=bf16", "train.bn_group_size=64"]
 @pytest.fixture(scope="module")
 def compared():
     # In processes of their own, since DeepSpeed keeps process groups beyond their end.
-    these = cases(quick=True)
-    return [compare(case, counted) for case, counted in zip(these, count_all(these), strict=True)]
+    return compare_all(cases(quick=True))
 
 
 @pytest.mark.parametrize("number", range(len(cases(quick=True))))

@@ -2,7 +2,8 @@
 
 Each rank appends what it did, when, to ``rank-N.jsonl`` in the folder CHAOS_LOG: its start, the samples of each step
 that it finished, and the beginning and end of each checkpoint. Training itself is the untouched code. With
-CHAOS_HOG_STEP, rank 1 of the first start takes memory without end at that step.
+CHAOS_HOG_STEP, rank 1 of the first start takes memory without end at that step; with CHAOS_DISK_S, the disk takes so
+many seconds more for each of the two large files of a checkpoint.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ def _watch_training(observer: Observer) -> None:
     from hpc import loop
     from hpc.checkpoint import files
 
-    step_once, put = loop.train_step, files.put
-    hog = int(os.environ.get("CHAOS_HOG_STEP") or 0)
+    step_once, put, write_tensors = loop.train_step, files.put, files.write_tensors
+    hog, slow = int(os.environ.get("CHAOS_HOG_STEP") or 0), float(os.environ.get("CHAOS_DISK_S") or 0)
 
     def train_step(task: Any, engine: Any, batch: Any, *rest: Any) -> Any:
         if hog == batch.step + 1 and observer.rank == 1 and observer.restart == 0:
@@ -51,7 +52,12 @@ def _watch_training(observer: Observer) -> None:
         observer.note(write="end", of=step)
         return target
 
-    loop.train_step, files.put = train_step, observed_put
+    def slow_disk(*arguments: Any) -> Any:
+        time.sleep(slow)
+        return write_tensors(*arguments)
+
+    files.write_tensors = slow_disk  # type: ignore[assignment]
+    loop.train_step, files.put = train_step, observed_put  # type: ignore[assignment]
 
 
 def _hog() -> None:
@@ -75,7 +81,7 @@ def main() -> int:
         _watch_training(observer)
         return run(*arguments)
 
-    pretrain._run = observed
+    pretrain._run = observed  # type: ignore[assignment]
     return cli.main(sys.argv[1:])
 
 

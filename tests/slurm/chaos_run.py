@@ -10,7 +10,8 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,33 @@ def nanodist(out: Path, *arguments: str, ranks: int = 1, codes: Sequence[int] = 
     if done.returncode not in codes:
         raise ClusterError(f"{' '.join(line)} ended with {done.returncode}:\n{done.stderr[-3000:]}")
     return done.stdout + done.stderr
+
+
+@contextmanager
+def undisturbed(cluster: Cluster, out: Path, name: str, *overrides: str) -> Iterator[tuple[Run, Callable[[], None]]]:
+    """A run of two ranks without Slurm, which trains meanwhile; and what waits for its end.
+
+    Raises:
+        ClusterError: by the function: it failed.
+    """
+    run = Run(cluster, out, name, *overrides)
+    launcher = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "tests.slurm.chaos_rank"]
+    arguments = ["pretrain", "recipe.yaml", "data.store=store", f"run_dir={name}", *overrides]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CHAOS_LOG": str(run.logs)}
+    with open(out / f"{name}.out", "w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *launcher, *arguments], cwd=out, env=environ, stdout=log, stderr=log
+        )
+
+    def finish() -> None:
+        if process.wait(timeout=1800):
+            raise ClusterError(f"{name} failed:\n{(out / f'{name}.out').read_text()[-3000:]}")
+
+    try:
+        yield run, finish
+    finally:
+        process.terminate()
+        process.wait()
 
 
 @dataclass
@@ -160,7 +188,25 @@ class Run:
         """A start, or ``None`` as long as no rank of it runs."""
         return next((start for start in self.starts() if start.restart == restart), None)
 
-    def wait_for(self, condition: Callable[[], object], what: str, timeout_s: float = 300, every_s: float = 0.05) -> None:
+    def progress(self) -> tuple[int, int]:
+        """Newest start of rank 0, and the last step that it finished (0: none yet); reads the end of its log only."""
+        try:
+            with open(self.logs / "rank-0.jsonl", "rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - 65536))
+                tail = file.read().split(b"\n")[1 if file.tell() > 65536 else 0 : -1]
+        except OSError:
+            return -1, 0
+        lines = [json.loads(line) for line in tail]
+        restart = max((line["restart"] for line in lines), default=-1)
+        return restart, max((line.get("step", 0) for line in lines if line["restart"] == restart), default=0)
+
+    def wait_step(self, restart: int, step: int) -> None:
+        """Wait until start ``restart`` finished ``step``."""
+        self.wait_for(lambda: self.progress()[0] > restart or self.progress() >= (restart, step), f"step {step}")
+
+    def wait_for(
+        self, condition: Callable[[], object], what: str, timeout_s: float = 300, every_s: float = 0.05
+    ) -> None:
         """Wait until ``condition()`` holds.
 
         Raises:
