@@ -52,6 +52,7 @@ class Pass:
         gathering_peak: the same, where all gradients stay on the parameters, as in a first pass of several.
         bucketed_peak: the same, where gradients lie in buckets until they are reduced, as at ZeRO 2.
         outputs: bytes of the outputs.
+        scratch: what layers keep for themselves from then on; in none of the others.
     """
 
     embed_peak: int
@@ -62,6 +63,7 @@ class Pass:
     gathering_peak: int
     bucketed_peak: int
     outputs: int
+    scratch: int = 0
 
 
 @dataclass(frozen=True)
@@ -85,13 +87,13 @@ class Norms:
     Attributes:
         channels: of each layer.
         rows: that pass through a layer at a time on a rank.
-        times: a layer is passed in one forward (once a view).
+        parts: of different groups, in those rows (a part a view).
         span: ranks that share a group; 1: none.
     """
 
     channels: tuple[int, ...] = ()
     rows: int = 0
-    times: int = 1
+    parts: int = 1
     span: int = 1
 
 
@@ -239,7 +241,7 @@ def _step_peak(weights: Weights, job: Job) -> int:
 
 def memory(weights: Weights, one: Pass, loss: Loss, job: Job) -> Memory:
     """Memory of a rank, where ``one`` is the pass over one of its micro-batches."""
-    stays = held(weights, job)
+    stays = {**held(weights, job), **({"scratch of layers": one.scratch} if one.scratch else {})}
     base = sum(stays.values()) + job.inputs
     all_outputs = one.outputs * job.micro_batches
     backward = one.bucketed_peak if job.zero_stage == 2 and job.ranks > 1 else one.backward_peak
@@ -296,12 +298,12 @@ def _norm_traffic(norms: Norms, job: Job, element: int) -> list[Transfer]:
     channels = sum(norms.channels)
     moved = [Transfer("running statistics", "all_reduce", 2 * channels * element, job.ranks)]
     if norms.span > 1:
-        graphs = job.micro_batches * norms.times
+        graphs = job.micro_batches
         forwards = graphs * (2 if job.caching else 1)
         layers = len(norms.channels)
         moments = forwards * norms.rows * 2 * channels * element
         moved.append(Transfer("BatchNorm moments", "all_gather", moments, norms.span, forwards * layers))
-        sums = graphs * 2 * channels * element
+        sums = graphs * norms.parts * 2 * channels * element
         moved.append(Transfer("BatchNorm gradients", "all_reduce", sums, norms.span, graphs * layers))
     return moved
 

@@ -61,8 +61,8 @@ class SlowHosts:
     def line(self, warn: Callable[[str], None]) -> dict[str, float]:
         """``slowest_rank`` and its ``slowest_rank_ratio`` to the median of the others since the last call; collective.
 
-        ``warn`` is told on rank 0 once a rank needed 1.5 times the median of the others and 20 ms a step more than it at
-        five calls in a row: a shared core slows now this rank, now that one.
+        ``warn`` is told on rank 0 once a rank needed 1.5 times the median of the others, and 20 ms a step more than it,
+        at five calls in a row: a shared core slows now this rank, now that one.
         """
         own = self._seconds / max(self._steps, 1)
         self._seconds, self._steps = 0.0, 0

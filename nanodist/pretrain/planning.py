@@ -143,7 +143,7 @@ class Planner:
         )
         layers = _lay(self._model, layout)
         span = 1 if layout.span is None else dist.get_world_size(layout.span)
-        norms = Norms(tuple(layer.num_features for layer in layers), rows * views, 2 // views, span)
+        norms = Norms(tuple(layer.num_features for layer in layers), 2 * rows, 2 // views, span)
         size = self.recipe.views.size_px
         with self._fake:
             # A part of the views of all samples, as training cuts it.
@@ -209,6 +209,7 @@ def count_pass(model: TwoViewModel, layout: Layout, batch: Tensor, groups: list[
         outputs = sum(z.numel() * z.element_size() for z in made)
         del made
         layout.forget()
+        scratch = ledger.live
         peaks = {}
         for name, hooks in (
             ("backward_peak", lambda: [p.register_post_accumulate_grad_hook(_drop) for p in trained]),
@@ -222,7 +223,8 @@ def count_pass(model: TwoViewModel, layout: Layout, batch: Tensor, groups: list[
             for parameter in trained:
                 parameter.grad = None
             layout.forget()
-    return Pass(embed_peak, embed_kept, forward_peak, kept, outputs=outputs, **peaks), made
+    embed_peak, embed_kept = embed_peak - scratch, embed_kept - scratch
+    return Pass(embed_peak, embed_kept, forward_peak, kept, outputs=outputs, scratch=scratch, **peaks), made
 
 
 def _count_graph(model: TwoViewModel, batch: Tensor, ledger: Ledger) -> tuple[int, int, int, list[Tensor]]:

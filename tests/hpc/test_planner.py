@@ -52,6 +52,35 @@ def test_ledger_sees_what_backward_keeps_and_checkpointing_drops():
         del again
 
 
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_copies_inside_convolutions_are_those_that_the_profiler_sees(layout):
+    x = torch.rand(4, 128, 4, 4).contiguous(memory_format=torch.channels_last)
+    weight = torch.rand(256, 128, 3, 3).contiguous(memory_format=layout)
+    options = ([1, 1], [1, 1], [1, 1], False, [0, 0], 1)
+
+    def forward():
+        return torch.ops.aten.convolution(x, weight, None, *options)
+
+    def backward():
+        return torch.ops.aten.convolution_backward(y, x, weight, None, *options, [True, True, False])
+
+    y = forward()
+    for function in (forward, backward):
+        function()
+        with torch.profiler.profile(profile_memory=True) as profile:
+            made = function()
+        events = profile.profiler.kineto_results.events()
+        now, most = 0, 0
+        for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
+            now += event.nbytes()
+            most = max(most, now)
+        with Ledger() as ledger:
+            again = function()
+        assert ledger.live == now
+        assert ledger.peak == pytest.approx(most, rel=0.02)
+        del made, again
+
+
 def test_ledger_counts_shapes_without_values_alike():
     found = []
     for mode in (None, FakeTensorMode()):
@@ -169,12 +198,12 @@ def test_one_rank_sends_nothing():
 
 
 def test_spanning_norms_exchange_moments_each_forward():
-    norms = Norms(channels=(16, 32), rows=4, times=2, span=2)
-    for micro, forwards, graphs in ((1, 2, 2), (3, 12, 6)):
+    norms = Norms(channels=(16, 32), rows=4, parts=2, span=2)
+    for micro, forwards, graphs in ((1, 1, 1), (3, 6, 3)):
         own = {t.purpose: t for t in traffic(WEIGHTS, Loss(0, 0), norms, Job(4, micro, 0, 0))}
         assert own["BatchNorm moments"].handed == forwards * 4 * 2 * 48 * 4
         assert own["BatchNorm moments"].ranks == 2 and own["BatchNorm moments"].calls == forwards * 2
-        assert own["BatchNorm gradients"].handed == graphs * 2 * 48 * 4
+        assert own["BatchNorm gradients"].handed == graphs * 2 * 2 * 48 * 4
         assert own["running statistics"].handed == 2 * 48 * 4 and own["running statistics"].ranks == 4
 
 
