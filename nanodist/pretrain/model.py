@@ -96,20 +96,8 @@ def build_model(recipe: PretrainRecipe, spec: EncoderSpec, layout: Layout) -> Tw
     t = recipe.train
     model = TwoViewModel(trunk, projector, spec, t.precision, t.channels_last, t.bn_views, t.compile)
     convert(model, layout)
-    if t.channels_last:
-        # Else every convolution would lay its weight and its gradient out anew, at a tenth of the whole step's cost.
-        _lay_weights_out(trunk)
+    # Only images are channels_last: DeepSpeed broadcasts weights as bytes and wants them contiguous.
     return model.double() if t.precision == "fp64" else model
-
-
-def _lay_weights_out(trunk: nn.Module) -> None:
-    """Weights of convolutions in channels_last, but for those whose memory is the same either way.
-
-    These keep the strides that DeepSpeed's broadcast takes for contiguous.
-    """
-    for parameter in trunk.parameters():
-        if parameter.ndim == 4 and parameter.shape[1] > 1 and parameter.shape[2:].numel() > 1:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
 def _refuse_unkeyed_randomness(trunk: nn.Module, name: str) -> None:
