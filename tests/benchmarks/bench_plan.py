@@ -292,7 +292,7 @@ def count_all(these: list[Case]) -> list[list[dict[str, Any]]]:
                         break
                 case, rank, made = results.get()
                 found.setdefault(case, {})[rank] = made
-                print(f"counted {case.name}, rank {rank}", file=sys.stderr)
+                print(f"counted {case}, rank {rank}: {made['peak'] / 2**20:.1f} MiB", file=sys.stderr)
             while not spawned.join():
                 pass
     return [[found[case][rank] for rank in range(case.ranks)] for case in these]
