@@ -94,7 +94,7 @@ def test_a_rank_killed_for_memory_is_requeued_and_the_note_says_so(submit: Submi
 def test_wrong_input_is_not_tried_again(submit: Submit, cluster: Cluster):
     done = cluster.wait(submit("exit-2"), ["FAILED"])
     assert done["ExitCode"] == "2:0" and done["Restarts"] == "0"
-    assert "wrong input" in cluster.log(done) and "task 1: Terminated" in cluster.log(done)
+    assert "no restart mends" in cluster.log(done) and "task 1: Terminated" in cluster.log(done)
 
 
 def test_failures_are_tried_again_a_bounded_number_of_times(submit: Submit, cluster: Cluster):
@@ -121,7 +121,7 @@ def test_a_sweep_runs_its_lines(cluster: Cluster, submit: Submit):
     size = ("--ntasks=1", "--cpus-per-task=1", "--mem=300", "--time=10", "--output=sweep-%a.out")
     job = cluster.sbatch("--array=1-3", *size, "slurm/sweep.sbatch", "sweep.txt")
     outputs = [cluster.work / f"sweep-{member}.out" for member in (1, 2, 3)]
-    ends = ("'seed=[1,2]'", "wrong input", "no line 3")
+    ends = ("'seed=[1,2]'", "no restart mends", "no line 3")
     for output, end in zip(outputs, ends, strict=True):
         assert until(lambda o=output, e=end: o.exists() and e in o.read_text(), 60), (job, output, end)
 
