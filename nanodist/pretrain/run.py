@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,23 +12,20 @@ import torch.distributed as dist
 
 from hpc import batch_norm
 from hpc import config as recipes
-from hpc.checkpoint.files import clean
 from hpc.checkpoint.foreign import model_states
 from hpc.checkpoint.layout import file_facts
 from hpc.collectives import Group
-from hpc.end_note import former_end
 from hpc.engine import Engine, start
 from hpc.errors import UserError
-from hpc.loop import Keepers, Preempted, train
+from hpc.job import keepers_of, prepare_run_dir, record_start, refuse_crash_loop, say, say_nothing, train_to_the_end
 from hpc.optimizers import build_optimizer
-from hpc.preemption import Preemption, deadline_from_environment
+from hpc.preemption import Preemption
 from hpc.preflight import errors
-from hpc.run_dir import RunDir, futile_starts
+from hpc.run_dir import RunDir
 from hpc.saving import restore
 from hpc.task import Plan, TrainState
 from hpc.topology import Topology, detect
 from hpc.tracking import Tracker
-from hpc.watchdog import Watchdog
 from nanodist._version import __version__
 from nanodist.encoders import load_encoder
 from nanodist.pretrain.model import DEEPSPEED
@@ -80,7 +76,7 @@ def pretrain(
     store = _open_store(recipe)
     fingerprint, what = identity(recipe, store)
     path = Path(recipe.run_dir or f"runs/{fingerprint}")
-    seat = take_seat(recipe, topology, _say)
+    seat = take_seat(recipe, topology, say)
     if seat is None:
         return path
     device = start(recipe.engine, seat)
@@ -126,9 +122,9 @@ def _run(
     task = _task(recipe, store, topology, device, world)
     task.evaluator = make_evaluator(recipe, topology) if make_evaluator is not None else None
     # Only now, so that a recipe whose model cannot be built leaves no run directory.
-    _prepare_run_dir(recipe, topology, run, fingerprint, what)
-    say = _say if topology.is_main else _say_nothing
-    _check_before_start(recipe, store, topology, run, world, device, say)
+    prepare_run_dir(recipe, topology, run, fingerprint, what)
+    tell = say if topology.is_main else say_nothing
+    _check_before_start(recipe, store, topology, run, world, device, tell)
     plan = make_plan(recipe, store)
     optimizer = build_optimizer(task.module, recipe.optimizer, plan.learning_rate(0))
     engine = Engine(
@@ -142,53 +138,16 @@ def _run(
         task.micro_batches,
     )
     state = TrainState()
-    restore(task, engine, run, state, say)
-    _agreed(topology, lambda: _refuse_crash_loop(run, recipe.guard.futile_starts, state.step + 1))
+    restore(task, engine, run, state, tell)
+    refuse_crash_loop(run, topology, recipe.guard.futile_starts, state.step + 1)
     tracker = _tracker(recipe, run, topology, fingerprint)
-    number = _record_start(run, topology, state)
+    number = record_start(run, topology, state, {"nanodist": __version__})
     if topology.is_main:
         _announce(recipe, store, topology, device, run.path, state, plan)
         write_view_sheet(store, recipe.views, recipe.seed, run.report / "views.png")
-    if preemption is not None:
-        preemption.deadline, preemption.margin_s = deadline_from_environment(), recipe.guard.margin_s
-    hang_s, stacks = recipe.guard.hang_s, run.path / "stacks" / f"start-{number}"
-    keepers = Keepers(preemption, Watchdog(hang_s, stacks, topology.rank) if hang_s else None)
-    _train(task, engine, plan, run, tracker, state, world, keepers, say)
+    keepers = keepers_of(recipe.guard, run, topology, number, preemption)
+    train_to_the_end(task, engine, plan, run, tracker, state, world, keepers, tell)
     return run.path
-
-
-def _train(
-    task: PretrainTask,
-    engine: Engine,
-    plan: Plan,
-    run: RunDir,
-    tracker: Tracker,
-    state: TrainState,
-    world: Group,
-    keepers: Keepers,
-    say: Callable[[str], None],
-) -> None:
-    """The loop, and a record of how it ended."""
-    reason = "failed"
-    try:
-        train(task, engine, plan, run, tracker, state, world, keepers, say)
-        reason = "completed"
-    except Preempted as stopped:
-        reason = f"preempted: {stopped.reason}"
-        say(f"stopped by {stopped.reason}; step {state.step} is saved, and the same command goes on from there")
-        raise
-    except KeyboardInterrupt:
-        reason = "interrupted"
-        raise
-    except BaseException as error:
-        reason = f"failed: {error}"
-        raise
-    finally:
-        if keepers.watchdog is not None:
-            keepers.watchdog.close()
-        if engine.topology.is_main:
-            run.end_start(state.step, reason)
-        tracker.finish(0 if reason == "completed" else 1)
 
 
 def _task(recipe: PretrainRecipe, store: Store, topology: Topology, device: torch.device, world: Group) -> PretrainTask:
@@ -202,25 +161,6 @@ def _task(recipe: PretrainRecipe, store: Store, topology: Topology, device: torc
         views=2 if recipe.train.bn_views == "both" else 1,
     )
     return PretrainTask(recipe, store, topology, device, layout, world, micro_batches)
-
-
-def _record_start(run: RunDir, topology: Topology, state: TrainState) -> int:
-    """Write this start into ``run.json``; returns its number, on all ranks."""
-    hosts, box = _hosts(topology), [0]
-    if topology.is_main:
-        box = [run.begin_start(topology.as_dict(), state.step + 1, hosts, {"nanodist": __version__}, former_end())]
-    if topology.world_size > 1:
-        dist.broadcast_object_list(box, src=0)
-    return box[0]
-
-
-def _hosts(topology: Topology) -> list[str]:
-    """Host names of all ranks."""
-    if topology.world_size == 1:
-        return [topology.host]
-    names: list[str] = [""] * topology.world_size
-    dist.all_gather_object(names, topology.host)
-    return names
 
 
 def make_plan(recipe: PretrainRecipe, store: Store) -> Plan:
@@ -237,41 +177,6 @@ def make_plan(recipe: PretrainRecipe, store: Store) -> Plan:
         evaluate_every_steps=max(1, round(every * steps_an_epoch)) if every else 0,
         non_finite=recipe.train.non_finite,
     )
-
-
-def _prepare_run_dir(
-    recipe: PretrainRecipe, topology: Topology, run: RunDir, fingerprint: str, what: dict[str, Any]
-) -> None:
-    def prepare() -> None:
-        RunDir.prepare(run.path, recipes.to_yaml(recipe), fingerprint, what)
-        clean(run.checkpoints)
-
-    _agreed(topology, prepare)
-
-
-def _agreed(topology: Topology, act: Callable[[], None]) -> None:
-    """``act`` on rank 0; its ``UserError`` is one on every rank."""
-    box = [""]
-    if topology.is_main:
-        try:
-            act()
-        except UserError as error:
-            box = [str(error)]
-    if topology.world_size > 1:
-        dist.broadcast_object_list(box, src=0)
-    if box[0]:
-        raise UserError(box[0])
-
-
-def _refuse_crash_loop(run: RunDir, most: int, first_step: int) -> None:
-    record = run.record()
-    futile = futile_starts(record, first_step)
-    if most and futile >= most:
-        last = record["starts"][-1]["reason"]
-        raise UserError(
-            f"{run.path}: the last {futile} starts ended without progress (the last: {last}); "
-            "see their logs, and start again with guard.futile_starts=0 once the cause is gone"
-        )
 
 
 def _check_before_start(
@@ -317,18 +222,10 @@ def _announce(
 ) -> None:
     how = f"{topology.world_size} {'rank' if topology.world_size == 1 else 'ranks'} on {device.type}"
     if state.step >= plan.steps:
-        _say(f"{path} is complete: {state.step} of {plan.steps} steps are done")
+        say(f"{path} is complete: {state.step} of {plan.steps} steps are done")
         return
     where = f"continuing after step {state.step}" if state.step else "from the start"
-    _say(
+    say(
         f"{recipe.objective.name} with {recipe.encoder.trunk} on {len(store)} samples, {plan.steps} steps of "
         f"{plan.global_batch_size}, {where}, {how}; run directory {path}"
     )
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _say_nothing(text: str) -> None:
-    pass

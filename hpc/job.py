@@ -1,0 +1,139 @@
+"""What every job does around the loop: its run directory, the record of its starts, its tracker, and how it ended."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch.distributed as dist
+
+from hpc import config as recipes
+from hpc.checkpoint.files import clean
+from hpc.collectives import Group
+from hpc.end_note import former_end
+from hpc.engine import Engine
+from hpc.errors import UserError
+from hpc.loop import Keepers, Preempted, train
+from hpc.preemption import Preemption, deadline_from_environment
+from hpc.run_dir import RunDir, futile_starts
+from hpc.task import GuardConfig, Plan, Task, TrainState
+from hpc.topology import Topology
+from hpc.tracking import Tracker
+from hpc.watchdog import Watchdog
+
+
+def say(text: str) -> None:
+    """A line for the user, on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def say_nothing(text: str) -> None:
+    """What ranks other than the first say."""
+
+
+def agreed(topology: Topology, act: Callable[[], None]) -> None:
+    """``act`` on rank 0; its ``UserError`` is one on every rank."""
+    box = [""]
+    if topology.is_main:
+        try:
+            act()
+        except UserError as error:
+            box = [str(error)]
+    if topology.world_size > 1:
+        dist.broadcast_object_list(box, src=0)
+    if box[0]:
+        raise UserError(box[0])
+
+
+def prepare_run_dir(recipe: Any, topology: Topology, run: RunDir, fingerprint: str, what: dict[str, Any]) -> None:
+    """Make the run directory, or open that of an earlier start; collective.
+
+    Raises:
+        UserError: it holds another run, or cannot be written; on every rank.
+    """
+
+    def prepare() -> None:
+        RunDir.prepare(run.path, recipes.to_yaml(recipe), fingerprint, what)
+        clean(run.checkpoints)
+
+    agreed(topology, prepare)
+
+
+def refuse_crash_loop(run: RunDir, topology: Topology, most: int, first_step: int) -> None:
+    """Raise a ``UserError``, on every rank, after ``most`` starts in a row that failed with no progress; 0: never."""
+
+    def look() -> None:
+        record = run.record()
+        futile = futile_starts(record, first_step)
+        if most and futile >= most:
+            last = record["starts"][-1]["reason"]
+            raise UserError(
+                f"{run.path}: the last {futile} starts ended without progress (the last: {last}); "
+                "see their logs, and start again with guard.futile_starts=0 once the cause is gone"
+            )
+
+    agreed(topology, look)
+
+
+def record_start(run: RunDir, topology: Topology, state: TrainState, versions: Mapping[str, str]) -> int:
+    """Write this start into ``run.json``; returns its number, on all ranks."""
+    hosts, box = _hosts(topology), [0]
+    if topology.is_main:
+        box = [run.begin_start(topology.as_dict(), state.step + 1, hosts, versions, former_end())]
+    if topology.world_size > 1:
+        dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def _hosts(topology: Topology) -> list[str]:
+    """Host names of all ranks."""
+    if topology.world_size == 1:
+        return [topology.host]
+    names: list[str] = [""] * topology.world_size
+    dist.all_gather_object(names, topology.host)
+    return names
+
+
+def keepers_of(
+    guard: GuardConfig, run: RunDir, topology: Topology, number: int, preemption: Preemption | None
+) -> Keepers:
+    """Who stands by start ``number`` of a run; the watchdog begins to watch."""
+    if preemption is not None:
+        preemption.deadline, preemption.margin_s = deadline_from_environment(), guard.margin_s
+    stacks = run.path / "stacks" / f"start-{number}"
+    return Keepers(preemption, Watchdog(guard.hang_s, stacks, topology.rank) if guard.hang_s else None)
+
+
+def train_to_the_end(
+    task: Task,
+    engine: Engine,
+    plan: Plan,
+    run: RunDir,
+    tracker: Tracker,
+    state: TrainState,
+    world: Group,
+    keepers: Keepers,
+    say: Callable[[str], None],
+) -> None:
+    """The loop, and a record of how it ended."""
+    reason = "failed"
+    try:
+        train(task, engine, plan, run, tracker, state, world, keepers, say)
+        reason = "completed"
+    except Preempted as stopped:
+        reason = f"preempted: {stopped.reason}"
+        say(f"stopped by {stopped.reason}; step {state.step} is saved, and the same command goes on from there")
+        raise
+    except KeyboardInterrupt:
+        reason = "interrupted"
+        raise
+    except BaseException as error:
+        reason = f"failed: {error}"
+        raise
+    finally:
+        if keepers.watchdog is not None:
+            keepers.watchdog.close()
+        if engine.topology.is_main:
+            run.end_start(state.step, reason)
+        tracker.finish(0 if reason == "completed" else 1)
