@@ -25,7 +25,7 @@ _PACKAGES = (
     ("webdataset", "reading stores with webdataset's own tools", "train", False),
     ("submitit", "python -m launch", "train", False),
     ("tifffile", "8- and 16-bit TIFF micrographs", "", False),
-    ("imagecodecs", "compressed TIFF and microscope formats", "io", False),
+    ("imagecodecs", "tiles in shards, compressed TIFF", "", True),
     ("onnx", "nanodist export --format onnx", "export", False),
 )
 

@@ -51,6 +51,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("auto", "always"),
         help="Scale each micrograph by its percentiles: where its depth differs from the store's (auto), or always.",
     )
+    add(
+        "--encoding",
+        choices=("tif", "raw", "png", "jpg"),
+        help="Of the tiles: tif (lossless, small and fast, the default), raw, png, or jpg (8 bits, loses a little).",
+    )
     add("--shard-mb", type=float, metavar="MIB", help="Size of a shard in MiB (128).")
     add(
         "--skip-bad",
@@ -113,7 +118,7 @@ def _options(args: argparse.Namespace) -> PackOptions:
 
     given = {
         name: getattr(args, name)
-        for name in ("tile", "overlap", "depth", "normalise", "shard_mb")
+        for name in ("tile", "overlap", "depth", "normalise", "encoding", "shard_mb")
         if getattr(args, name) is not None
     }
     if given.get("tile") == "none":

@@ -1,47 +1,264 @@
-"""Tiles to the bytes that stand in a shard, and back."""
+"""Tiles to the bytes that stand in a shard, and back.
+
+Every encoding is a file format that others read: ``webdataset``'s own ``decode("l")`` reads all of them for 8 bits, and
+:func:`webdataset_decoder` those of 16 bits too. docs/benchmarks.md has their sizes and speeds.
+"""
 
 from __future__ import annotations
 
 import io
+import struct
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import xxhash
-from PIL import Image, PngImagePlugin
+from PIL import Image
 
-SUFFIX = "png"
+# Names of --encoding, the default first.
+ENCODINGS = ("tif", "raw", "png", "jpg")
+# Endings of members that hold an image, as other writers name them.
+IMAGE_SUFFIXES = ("tif", "tiff", "pgm", "npy", "png", "jpg", "jpeg")
+_ZSTD_LEVEL = 9
+_JPEG_QUALITY = 95
+_MAX_PIXELS = 2**29
+_ZSTD, _PREDICTOR = 50000, 2
+
+Pixels = npt.NDArray[Any]
 
 
-def encode_png(tile: npt.NDArray[Any]) -> bytes:
-    """A (H, W) uint8 or uint16 tile as a lossless grayscale PNG."""
+def suffix_of(encoding: str, depth: int) -> str:
+    """The ending of members of ``encoding`` that hold ``depth`` bits a pixel.
+
+    Raw pixels carry the smallest header there is: PGM, or, as a PGM of 16 bits has its bytes swapped, NPY.
+    """
+    return ("npy" if depth == 16 else "pgm") if encoding == "raw" else encoding
+
+
+def encode(tile: Pixels, encoding: str) -> bytes:
+    """A (H, W) uint8 or uint16 tile as a file of ``encoding``; all but ``jpg`` are lossless.
+
+    Raises:
+        ValueError: no such tile, or 16 bits as JPEG, which has 8.
+    """
     if tile.dtype not in (np.uint8, np.uint16) or tile.ndim != 2:
         raise ValueError(f"a tile is (H, W) uint8 or uint16, not {tile.shape} {tile.dtype}")
+    if encoding == "tif":
+        return _encode_tiff(tile)
+    if encoding == "raw":
+        return _raw_header(*tile.shape, 8 * tile.dtype.itemsize) + tile.tobytes()
+    if encoding == "jpg" and tile.dtype != np.uint8:
+        raise ValueError("JPEG holds 8 bits a pixel and not 16")
     buffer = io.BytesIO()
-    Image.fromarray(tile).save(buffer, "PNG")
+    options = {"quality": _JPEG_QUALITY} if encoding == "jpg" else {}
+    Image.fromarray(tile).save(buffer, {"png": "PNG", "jpg": "JPEG"}[encoding], **options)
     return buffer.getvalue()
 
 
-def decode_png(data: bytes, height: int, width: int, depth: int) -> npt.NDArray[Any]:
+def decode(data: bytes, height: int, width: int, depth: int, suffix: str = "png") -> Pixels:
     """The (height, width) tile of ``depth`` 8 (uint8) or 16 (uint16) bits in ``data``.
 
     Raises:
         ValueError: damaged, or of another size or depth, with what was found instead.
     """
-    try:
-        with PngImagePlugin.PngImageFile(io.BytesIO(data)) as image:
-            if (image.height, image.width) != (height, width):  # before anything of that size is allocated
-                raise ValueError(f"it is {image.height} x {image.width} pixels and not {height} x {width}")
-            tile = np.asarray(image)
-    except (OSError, SyntaxError, EOFError, IndexError) as error:
-        raise ValueError(f"no readable PNG ({' '.join(str(error).split())})") from None
-    if depth == 16 and tile.dtype == np.int32:  # how older Pillow gives 16 bits
-        tile = tile.astype(np.uint16)
-    if tile.ndim != 2 or tile.dtype.kind != "u" or tile.dtype.itemsize * 8 != depth:
-        raise ValueError(f"its pixels are {tile.dtype} {tile.shape} and not {depth}-bit grayscale")
+    tile = np.empty((height, width), np.uint16 if depth == 16 else np.uint8)
+    decode_into(data, suffix, tile)
     return tile
 
 
-def sample_hash(data: bytes) -> str:
+def decode_into(data: bytes | memoryview, suffix: str, out: Pixels) -> None:
+    """Write the pixels of ``data`` into ``out`` (H, W), C-contiguous uint8 or uint16; what it held is lost.
+
+    Raises:
+        ValueError: damaged, or of another size or depth, with what was found instead.
+    """
+    height, width = out.shape
+    depth = 8 * out.dtype.itemsize
+    # What nanodist itself wrote begins with bytes that are known.
+    if suffix in ("pgm", "npy") and _is_raw(data, height, width, depth):
+        start = len(data) - out.nbytes
+        out.reshape(-1).view(np.uint8)[:] = np.frombuffer(data, np.uint8, offset=start)
+        return
+    if suffix == "tif" and data[: len(head := _tiff_header(height, width, depth, len(data)))] == head:
+        _decode_zstd(memoryview(data)[len(head) :], out)
+        return
+    found = probe(data, suffix)
+    if found[:2] != (height, width):  # before anything of that size is allocated
+        raise ValueError(f"it is {found[0]} x {found[1]} pixels and not {height} x {width}")
+    if found[2] != depth:
+        raise ValueError(f"it has {found[2]} bits a pixel and not {depth}")
+    _reader(suffix)(data, out)
+
+
+def probe(data: bytes | memoryview, suffix: str) -> tuple[int, int, int]:
+    """Height, width and bits a pixel (8 or 16) of an image, of which only the header is read.
+
+    Raises:
+        ValueError: no grey image of a format that is read, or more than 2^29 pixels.
+    """
+    probes = {"png": _probe_png, "jpg": _probe_jpeg, "jpeg": _probe_jpeg, "npy": _probe_npy}
+    height, width, depth = probes.get(suffix, _probe_pillow)(bytes(data[: 1 << 20]) if suffix != "tif" else bytes(data))
+    if not 0 < height * width <= _MAX_PIXELS:
+        raise ValueError(f"it claims {height} x {width} pixels")
+    return height, width, depth
+
+
+def sample_hash(data: bytes | memoryview) -> str:
     """The xxh3 of a sample's bytes, as 16 hex digits."""
     return xxhash.xxh3_64_hexdigest(data)
+
+
+def webdataset_decoder(key: str, data: bytes) -> Pixels | None:
+    """For webdataset: ``WebDataset(urls).decode(webdataset_decoder)`` gives uint8 or uint16 (H, W) without loss.
+
+    ``decode("l")`` reads the same shards, but makes 8 bits of 16. Keys that hold no image are left to webdataset.
+    """
+    suffix = key.rpartition(".")[2].lower()
+    if suffix not in IMAGE_SUFFIXES:
+        return None
+    return decode(data, *probe(data, suffix), suffix)
+
+
+def _failing(what: str, decoder: Callable[[], Any]) -> Any:
+    """What ``decoder`` gives; whatever it raises about the data becomes a ``ValueError`` of one line."""
+    try:
+        return decoder()
+    except MemoryError:
+        raise
+    except Exception as error:  # each library has errors of its own
+        raise ValueError(f"no readable {what} ({' '.join(str(error).split()) or type(error).__name__})") from None
+
+
+# Raw pixels.
+
+
+@lru_cache(64)
+def _raw_header(height: int, width: int, depth: int) -> bytes:
+    if depth == 8:
+        return f"P5\n{width} {height}\n255\n".encode()
+    buffer = io.BytesIO()
+    facts = {"descr": "<u2", "fortran_order": False, "shape": (height, width)}
+    np.lib.format.write_array_header_1_0(buffer, facts)  # type: ignore[no-untyped-call]
+    return buffer.getvalue()
+
+
+def _is_raw(data: bytes | memoryview, height: int, width: int, depth: int) -> bool:
+    head = _raw_header(height, width, depth)
+    return len(data) == len(head) + height * width * depth // 8 and data[: len(head)] == head
+
+
+def _probe_npy(data: bytes) -> tuple[int, int, int]:
+    def facts() -> Any:
+        stream = io.BytesIO(data)
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        return read[np.lib.format.read_magic(stream)](stream)  # type: ignore[no-untyped-call]
+
+    shape, _, dtype = _failing("NPY", facts)
+    if len(shape) != 2 or dtype not in (np.dtype("u1"), np.dtype("<u2"), np.dtype(">u2")):
+        raise ValueError(f"its pixels are {dtype} {shape} and not grey uint8 or uint16")
+    return shape[0], shape[1], 8 * dtype.itemsize
+
+
+def _read_npy(data: bytes | memoryview, out: Pixels) -> None:
+    out[:] = _failing("NPY", lambda: np.load(io.BytesIO(data), allow_pickle=False))
+
+
+# TIFF: one strip of zstd over the horizontal predictor.
+
+
+@lru_cache(4096)
+def _tiff_header(height: int, width: int, depth: int, length: int) -> bytes:
+    """Everything before the strip of a file of ``length`` bytes: the directory comes first."""
+    start = 8 + 2 + 12 * 11 + 4
+    entries = [  # tag, type (3: 16 bits, 4: 32 bits), value
+        (256, 4, width),
+        (257, 4, height),
+        (258, 3, depth),
+        (259, 3, _ZSTD),
+        (262, 3, 1),  # black is zero
+        (273, 4, start),
+        (277, 3, 1),
+        (278, 4, height),
+        (279, 4, max(0, length - start)),
+        (317, 3, _PREDICTOR),
+        (339, 3, 1),  # unsigned
+    ]
+    head = struct.pack("<2sHIH", b"II", 42, 8, len(entries))
+    return head + b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in entries) + bytes(4)
+
+
+def _encode_tiff(tile: Pixels) -> bytes:
+    import imagecodecs
+
+    differences = tile.copy()
+    differences[:, 1:] -= tile[:, :-1]
+    strip = imagecodecs.zstd_encode(np.ascontiguousarray(differences).view(np.uint8), level=_ZSTD_LEVEL)
+    height, width = tile.shape
+    depth = 8 * tile.dtype.itemsize
+    length = len(_tiff_header(height, width, depth, 0)) + len(strip)
+    return _tiff_header(height, width, depth, length) + bytes(strip)
+
+
+def _decode_zstd(strip: memoryview, out: Pixels) -> None:
+    import imagecodecs
+
+    flat = out.reshape(-1).view(np.uint8)
+    made = _failing("TIFF", lambda: imagecodecs.zstd_decode(strip, out=flat))
+    if len(made) != len(flat):
+        raise ValueError(f"it has {len(made)} bytes of pixels and not {len(flat)}")
+    imagecodecs.delta_decode(out, axis=1, out=out)
+
+
+# What other programs write.
+
+
+def _probe_png(data: bytes) -> tuple[int, int, int]:
+    if data[:8] != b"\x89PNG\r\n\x1a\n" or data[12:16] != b"IHDR" or len(data) < 33:
+        raise ValueError("no readable PNG (its header is damaged)")
+    width, height, depth, colour = struct.unpack(">IIBB", data[16:26])
+    if colour != 0 or depth not in (8, 16):
+        raise ValueError(f"its pixels are no 8 or 16 bit grey (PNG colour type {colour}, {depth} bits)")
+    return height, width, depth
+
+
+def _probe_jpeg(data: bytes) -> tuple[int, int, int]:
+    place = 2
+    while data[:2] == b"\xff\xd8" and place + 9 < len(data) and data[place] == 0xFF:
+        marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            bits, height, width, channels = struct.unpack(">BHHB", data[place + 4 : place + 10])
+            if channels != 1 or bits != 8:
+                raise ValueError(f"its pixels are no 8 bit grey ({channels} channels of {bits} bits)")
+            return height, width, 8
+        place += 2 + length
+    raise ValueError("no readable JPEG (its header is damaged)")
+
+
+def _probe_pillow(data: bytes) -> tuple[int, int, int]:
+    image = _failing("image", lambda: Image.open(io.BytesIO(data), formats=("TIFF", "PPM")))
+    if image.mode != "L" and not image.mode.startswith("I;16"):
+        raise ValueError(f"its pixels are {image.mode} and not 8 or 16 bit grey")
+    return image.height, image.width, 8 if image.mode == "L" else 16
+
+
+def _read_pillow(data: bytes | memoryview, out: Pixels) -> None:
+    def pixels() -> Pixels:
+        with Image.open(io.BytesIO(data), formats=("TIFF", "PPM")) as image:
+            return np.asarray(image)
+
+    out[:] = _failing("image", pixels)
+
+
+def _reader(suffix: str) -> Callable[[bytes | memoryview, Pixels], None]:
+    import imagecodecs
+
+    def by(what: str, decoder: Callable[..., Any]) -> Callable[[bytes | memoryview, Pixels], None]:
+        return lambda data, out: _failing(what, lambda: decoder(data, out=out))
+
+    if suffix == "png":
+        return by("PNG", imagecodecs.png_decode)
+    if suffix in ("jpg", "jpeg"):
+        return by("JPEG", imagecodecs.jpeg8_decode)
+    return _read_npy if suffix == "npy" else _read_pillow

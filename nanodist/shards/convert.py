@@ -13,7 +13,7 @@ import xxhash
 from hpc.errors import UserError
 from nanodist.micrographs import Micrograph, NotAMicrograph, count_micrographs, read_micrograph
 from nanodist.shards.calibration import Given
-from nanodist.shards.codec import SUFFIX, encode_png
+from nanodist.shards.codec import ENCODINGS, encode, suffix_of
 from nanodist.shards.tiles import ROWS, tile_starts, to_depth
 
 
@@ -26,6 +26,7 @@ class PackOptions:
         overlap: pixels that neighbouring tiles share at least.
         depth: bits a pixel in the store, 8 or 16.
         normalise: ``auto`` (what has the depth already stays untouched) or ``always``.
+        encoding: ``tif`` (zstd over a predictor), ``raw``, ``png``, or ``jpg``, which alone loses something.
         shard_mb: size of a shard in MiB.
         skip_bad: set unreadable files aside instead of stopping at the first.
 
@@ -37,6 +38,7 @@ class PackOptions:
     overlap: int = 0
     depth: int = 8
     normalise: str = "auto"
+    encoding: str = "tif"
     shard_mb: float = 128.0
     skip_bad: bool = False
 
@@ -49,6 +51,10 @@ class PackOptions:
             raise UserError(f"--depth is {self.depth}; it must be 8 or 16")
         if self.normalise not in ("auto", "always"):
             raise UserError(f"--normalise is '{self.normalise}'; it must be auto or always")
+        if self.encoding not in ENCODINGS:
+            raise UserError(f"--encoding is '{self.encoding}'; it must be one of {', '.join(ENCODINGS)}")
+        if self.encoding == "jpg" and self.depth == 16:
+            raise UserError("--encoding is jpg, which holds 8 bits a pixel, and --depth is 16: choose tif, raw or png")
         if not self.shard_mb > 0:
             raise UserError(f"--shard-mb is {self.shard_mb}; it must be more than 0")
 
@@ -109,7 +115,7 @@ def convert(path: Path, page: int, options: PackOptions, given: Given | None = N
         pixels, scaling = to_depth(micrograph.pixels, options.depth, options.normalise == "always")
     except ValueError:
         return Converted([], "without contrast: every pixel has the same value")
-    return Converted(_tile(pixels, box, scaling, micrograph) for box in _boxes(height, width, options))
+    return Converted(_tile(pixels, box, scaling, micrograph, options) for box in _boxes(height, width, options))
 
 
 def _boxes(height: int, width: int, options: PackOptions) -> list[tuple[int, int, int, int]]:
@@ -121,7 +127,9 @@ def _boxes(height: int, width: int, options: PackOptions) -> list[tuple[int, int
     return [(y, x, tile, tile) for y in rows for x in columns]
 
 
-def _tile(pixels: Any, box: tuple[int, int, int, int], scaling: dict[str, Any], micrograph: Micrograph) -> Tile:
+def _tile(
+    pixels: Any, box: tuple[int, int, int, int], scaling: dict[str, Any], micrograph: Micrograph, options: PackOptions
+) -> Tile:
     y, x, height, width = box
     part = np.ascontiguousarray(pixels[y : y + height, x : x + width])
     whole = part.shape == pixels.shape
@@ -138,11 +146,11 @@ def _tile(pixels: Any, box: tuple[int, int, int, int], scaling: dict[str, Any], 
         "pixel_size_uncertainty": micrograph.pixel_size_uncertainty,
         "scaling": scaling,
         "file": {"dtype": str(micrograph.pixels.dtype), **micrograph.metadata},
-        "encoding": SUFFIX,
+        "encoding": suffix_of(options.encoding, options.depth),
     }
     return Tile(
         ending=ending if whole else f"{ending or '-'}-y{y:05d}x{x:05d}",
-        image=encode_png(part),
+        image=encode(part, options.encoding),
         height=height,
         width=width,
         pixel_hash=pixel_hash.hexdigest(),

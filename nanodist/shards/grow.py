@@ -49,7 +49,7 @@ def open_base(path: Path, options: PackOptions) -> Base:
     """
     store = Store.open(path)
     stored = stored_options(path)
-    for name in ("tile", "overlap", "depth", "normalise"):
+    for name in ("tile", "overlap", "depth", "normalise", "encoding"):
         if getattr(stored, name) != getattr(options, name):
             raise UserError(
                 f"{path} was packed with --{name} {getattr(stored, name)} and not {getattr(options, name)}: leave "
@@ -65,7 +65,7 @@ def stored_options(path: Path) -> PackOptions:
     Raises:
         UserError: no store, not packed by ``pack``, or holding one part of a collection.
     """
-    values = load_manifest(path).options
+    values = {"encoding": "png", **load_manifest(path).options}  # older stores had no choice
     if "part" in values:
         raise UserError(
             f"{path} holds the part '{values['part'].get('name')}' of a collection: adding to it could put a group on "

@@ -12,7 +12,6 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 
 from hpc.errors import UserError
-from nanodist.shards.codec import SUFFIX
 from nanodist.shards.index import Sample
 from nanodist.shards.listing import Listed
 from nanodist.shards.pieces import Piece, PieceTile, bad_file
@@ -121,7 +120,7 @@ class Merger:
                 shard=self.first_shard + len(self.shards),
                 offset=self._length + BLOCK,
                 size=tile.size,
-                suffix=SUFFIX,
+                suffix=tile.suffix,
                 label=listed.label,
                 group=listed.group,
                 pixel_size_nm=tile.pixel_size_nm,

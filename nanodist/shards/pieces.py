@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from hpc import atomic
 from hpc.errors import UserError
-from nanodist.shards.codec import SUFFIX, sample_hash
+from nanodist.shards.codec import sample_hash
 from nanodist.shards.convert import PackOptions, Tile, convert, count_pages
 from nanodist.shards.listing import Listed
 from nanodist.shards.tar import member
@@ -38,6 +38,7 @@ class PieceTile:
     pixel_hash: str
     total: int
     total_of_squares: int
+    suffix: str
 
 
 _COLUMNS = [column.name for column in fields(PieceTile)]
@@ -156,7 +157,7 @@ def _write(number: int, listed: Listed, tile: Tile, file: BinaryIO) -> PieceTile
     facts = {"key": key, "source": listed.source.name, "label": listed.label, "group": listed.group, **tile.facts}
     text = json.dumps(facts, ensure_ascii=False, allow_nan=False).encode()
     start = file.tell()
-    file.write(member(f"{key}.{SUFFIX}", tile.image))
+    file.write(member(f"{key}.{tile.facts['encoding']}", tile.image))
     file.write(member(f"{key}.json", text))
     size_nm = tile.facts["pixel_size_nm"]
     return PieceTile(
@@ -172,4 +173,5 @@ def _write(number: int, listed: Listed, tile: Tile, file: BinaryIO) -> PieceTile
         pixel_hash=tile.pixel_hash,
         total=tile.total,
         total_of_squares=tile.total_of_squares,
+        suffix=tile.facts["encoding"],
     )

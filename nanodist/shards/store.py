@@ -15,7 +15,7 @@ import xxhash
 
 from hpc.errors import UserError
 from nanodist.shards import index
-from nanodist.shards.codec import decode_png, sample_hash
+from nanodist.shards.codec import decode, sample_hash
 from nanodist.shards.index import Sample, Samples
 from nanodist.shards.manifest import Manifest, load_manifest
 
@@ -106,7 +106,7 @@ class Store:
         if sample.height * sample.width > _MAX_TILE_PIXELS:
             raise self._fault(sample, f"it claims {sample.height} x {sample.width} pixels")
         try:
-            return decode_png(data, sample.height, sample.width, self.manifest.depth)
+            return decode(data, sample.height, sample.width, self.manifest.depth, sample.suffix)
         except ValueError as error:
             raise self._fault(sample, str(error)) from None
 

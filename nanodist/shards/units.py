@@ -26,7 +26,7 @@ MAX_FILES = 16
 MAX_BYTES = 32 * 2**20
 _MAX_SLICES = 64
 # Raised when what a unit becomes changes, so that no piece of an older nanodist is taken for a new one.
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def _file_facts(file: Listed, stat: tuple[int, int]) -> list[Any]:
 def _optional_versions() -> list[str | None]:
     """Of the libraries for microscopes' own formats, without importing them."""
     versions: list[str | None] = []
-    for name in ("rosettasciio", "mrcfile", "h5py"):
+    for name in ("rosettasciio", "mrcfile", "h5py", "imagecodecs"):
         try:
             versions.append(version(name))
         except PackageNotFoundError:

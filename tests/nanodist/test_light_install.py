@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-EXTRAS = ("deepspeed", "mpi4py", "kornia", "webdataset", "wandb", "submitit", "onnx", "imagecodecs")
+EXTRAS = ("deepspeed", "mpi4py", "kornia", "webdataset", "wandb", "submitit", "onnx")
 # An import of a name that stands for None fails as one that is not installed.
 BLOCK = f"import sys\nsys.modules.update(dict.fromkeys({EXTRAS!r}))\n"
 USE = """

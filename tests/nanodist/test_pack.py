@@ -75,9 +75,9 @@ def test_tars_are_plain_ustar_with_image_and_json(folder, tmp_path):
     with tarfile.open(tmp_path / "out" / "shard-000000.tar") as tar:
         members = tar.getmembers()
         assert all((m.mtime, m.uid, m.gid, m.uname, m.pax_headers) == (0, 0, 0, "", {}) for m in members)
-        assert [m.name for m in members[:2]] == ["rods__a-1.png", "rods__a-1.json"]
+        assert [m.name for m in members[:2]] == ["rods__a-1.tif", "rods__a-1.json"]
         facts = json.load(tar.extractfile("rods__float.json"))
-        pixels = np.asarray(Image.open(io.BytesIO(tar.extractfile("rods__float.png").read())))
+        pixels = np.asarray(Image.open(io.BytesIO(tar.extractfile("rods__float.tif").read())))
     assert facts["scaling"]["method"] == "percentiles" and facts["file"]["dtype"] == "float32"
     assert (facts["key"], facts["label"], facts["group"]) == ("rods__float", "rods", "rods/float.tif")
     np.testing.assert_array_equal(pixels, store.read(2))
@@ -91,7 +91,7 @@ def test_webdataset_reads_the_shards(folder, tmp_path):
         samples = list(webdataset.WebDataset(shard, shardshuffle=False).decode(handler))
         assert [s["__key__"] for s in samples] == store.keys
         for i, sample in enumerate(samples):
-            np.testing.assert_allclose(sample["png"] * np.float32(top), store.read(i), rtol=1e-6)
+            np.testing.assert_allclose(sample["tif"] * np.float32(top), store.read(i), rtol=1e-6)
             assert sample["json"]["key"] == store.keys[i]
 
 
