@@ -11,7 +11,8 @@ from typing import Any
 
 from hpc.errors import UserError
 
-SCHEMA = 1
+SCHEMA = 2
+READABLE = (1, 2)  # 1 held the keys of its index as JSON
 FORMAT = "nanodist-store"
 NAME = "manifest.json"
 INDEX_NAME = "index.npz"
@@ -43,6 +44,7 @@ class Manifest:
         options: how it was packed.
         dropped: what is not in it, and why: ``{"source", "reason"}``.
         provenance: versions and names of the sources; no part of the content hash.
+        schema: version of this file and of the index.
     """
 
     shards: list[ShardEntry]
@@ -53,27 +55,39 @@ class Manifest:
     options: dict[str, Any]
     dropped: list[dict[str, str]] = field(default_factory=list)
     provenance: dict[str, Any] = field(default_factory=dict)
+    schema: int = SCHEMA
 
     @property
     def content_hash(self) -> str:
         """SHA-256 over all but the provenance: two stores of the same hash hold the same samples, byte for byte."""
         content = {k: v for k, v in asdict(self).items() if k != "provenance"}
-        canonical = json.dumps({"schema": SCHEMA, **content}, sort_keys=True, allow_nan=False)
+        canonical = json.dumps(content, sort_keys=True, allow_nan=False)
         return hashlib.sha256(canonical.encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON of ``manifest.json``."""
-        return {"format": FORMAT, "schema": SCHEMA, "content_hash": self.content_hash, **asdict(self)}
+        return {"format": FORMAT, "schema": self.schema, "content_hash": self.content_hash, **asdict(self)}
 
 
-def load_manifest(store: Path) -> Manifest:
+def kept_name(content_hash: str) -> str:
+    """Where a store that grew keeps the manifest of before, for runs that began with it."""
+    return f"manifest-{content_hash[:16]}.json"
+
+
+def load_manifest(store: Path, pinned: str = "") -> Manifest:
     """Read and check the manifest in the folder ``store``.
+
+    Args:
+        store: the folder.
+        pinned: hash (or its first 16 digits and more) of the manifest to read; empty reads the newest.
 
     Raises:
         UserError: no folder, no manifest, no JSON, another schema version, unsafe file names, or changed since it was
             written.
     """
     path = store / NAME
+    if pinned and (store / kept_name(pinned)).is_file():
+        path = store / kept_name(pinned)
     if not store.exists():
         raise UserError(f"store {store} does not exist: make it with 'nanodist pack SRC --out {store}'")
     if not store.is_dir():
@@ -89,12 +103,19 @@ def load_manifest(store: Path) -> Manifest:
         raise UserError(f"{path} is damaged ({error}): restore it or pack again") from None
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise UserError(f"{path} is no manifest of a nanodist store: pack again")
-    if values.get("schema") != SCHEMA:
+    if values.get("schema") not in READABLE:
         raise UserError(
-            f"{path} has schema version {values.get('schema')!r} and this nanodist reads version {SCHEMA}: "
+            f"{path} has schema version {values.get('schema')!r} and this nanodist reads versions "
+            f"{' and '.join(map(str, READABLE))}: "
             "use the nanodist that wrote it, or pack again"
         )
-    return _parsed(values, path)
+    manifest = _parsed(values, path)
+    if pinned and not manifest.content_hash.startswith(pinned):
+        raise UserError(
+            f"{store} does not hold the manifest {pinned} any more, which the run began with (it has "
+            f"{manifest.content_hash}): restore {kept_name(pinned)}, or start a new run"
+        )
+    return manifest
 
 
 def _parsed(values: dict[str, Any], path: Path) -> Manifest:

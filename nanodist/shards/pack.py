@@ -33,7 +33,7 @@ from nanodist.shards.grow import check_new_keys, grown, no_base, open_base, sums
 from nanodist.shards.index import Sample
 from nanodist.shards.listing import list_files
 from nanodist.shards.make import make_pieces, worker_count
-from nanodist.shards.manifest import INDEX_NAME, NAME, Manifest, ShardEntry
+from nanodist.shards.manifest import INDEX_NAME, NAME, Manifest, ShardEntry, kept_name
 from nanodist.shards.merge import Merger, ShardPlan
 from nanodist.shards.pack_ranks import OtherRankFailed, Ranks, cores
 from nanodist.shards.parts import Part
@@ -237,7 +237,7 @@ class _Packing:
         manifest = _manifest(self, samples, data, shards)
         if old:
             # A run that began with the store as it was goes on with it.
-            kept = staging.out / f"manifest-{old.content_hash[:16]}.json"
+            kept = staging.out / kept_name(old.content_hash)
             atomic.write_bytes(kept, (staging.out / NAME).read_bytes())
         atomic.write_bytes(staging.shards / manifest.index["file"], data)
         staging.announce(self.command, manifest.content_hash)

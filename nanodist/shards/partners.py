@@ -18,7 +18,7 @@ class GroupPartners:
 
     def __init__(self, store: Store, seed: int) -> None:
         self._keys, self._seed = store.keys, seed
-        _, self.group_of = np.unique(np.asarray(store.groups), return_inverse=True)
+        _, self.group_of = np.unique(store.group_codes, return_inverse=True)
         self._members = np.argsort(self.group_of, kind="stable")
         self._sizes = np.bincount(self.group_of)
         self._first = np.concatenate([[0], np.cumsum(self._sizes)[:-1]])

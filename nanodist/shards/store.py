@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import threading
-from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,11 @@ import numpy.typing as npt
 import xxhash
 
 from hpc.errors import UserError
-from nanodist.shards import index
-from nanodist.shards.codec import decode, sample_hash
-from nanodist.shards.index import Sample, Samples
+from nanodist.shards.codec import decode_into
+from nanodist.shards.index import Samples, open_index
 from nanodist.shards.manifest import Manifest, load_manifest
+from nanodist.shards.reading import I64, Blocks, FileReader, Reader, find_blocks
 
-_OPEN_FILES = 64
 _MAX_TILE_PIXELS = 2**29
 
 
@@ -28,7 +26,10 @@ class SampleError(UserError):
 
     def __init__(self, shard: Path, key: str, fault: str) -> None:
         super().__init__(f"{shard}, sample {key}: {fault}; restore the shard or pack again")
-        self.shard, self.key, self.fault = shard.name, key, fault
+        self.path, self.shard, self.key, self.fault = shard, shard.name, key, fault
+
+    def __reduce__(self) -> tuple[type[SampleError], tuple[Path, str, str]]:
+        return SampleError, (self.path, self.key, self.fault)
 
 
 class Store:
@@ -39,30 +40,40 @@ class Store:
         manifest: what the store is made of.
         manifest_hash: hex hash of the manifest's content, the identity of the data.
         samples: the :class:`Sample` of every number.
+        files: where bytes come from.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, samples: Samples) -> None:
+    def __init__(self, path: Path, manifest: Manifest, samples: Samples, shards: Path | None = None) -> None:
         self.path, self.manifest, self.samples = path, manifest, samples
         self.manifest_hash = manifest.content_hash
-        self._files: OrderedDict[int, _File] = OrderedDict()
-        self._lock = threading.Lock()
+        self.folder = shards or path
+        self.files: Reader = FileReader([self.folder / shard.file for shard in manifest.shards])
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str]) -> Store:
+    def open(cls, path: str | os.PathLike[str], pinned: str = "", shards: Path | None = None) -> Store:
         """Open the store in the folder ``path``; shards are only looked at for their presence and length.
+
+        Args:
+            path: the folder, or an address that :mod:`nanodist.shards.remote` reads (``https://``, ``s3://``).
+            pinned: hash of the manifest that a run began with, where the store may have grown since.
+            shards: where copies of its shards lie, if not in ``path``.
 
         Raises:
             UserError: missing, empty or no store, another schema version, a missing or truncated shard, a damaged
                 index.
         """
-        folder = Path(path)
-        manifest = load_manifest(folder)
-        for shard in manifest.shards:
-            _check_length(folder / shard.file, shard.bytes)
-        return cls(folder, manifest, load_index(folder, manifest))
+        if "://" in str(path):
+            from nanodist.shards.remote import open_remote
 
-    def __reduce__(self) -> tuple[Callable[..., Store], tuple[Path]]:
-        return Store.open, (self.path,)
+            return open_remote(str(path), pinned)
+        folder = Path(path)
+        manifest = load_manifest(folder, pinned)
+        for shard in manifest.shards:
+            _check_length((shards or folder) / shard.file, shard.bytes)
+        return cls(folder, manifest, load_index(folder, manifest), shards)
+
+    def __reduce__(self) -> tuple[Callable[..., Store], tuple[Any, ...]]:
+        return type(self).open, (self.path, self.manifest_hash, None if self.folder == self.path else self.folder)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -78,7 +89,18 @@ class Store:
         return self.samples.column("group")
 
     @property
-    def keys(self) -> list[str]:
+    def group_codes(self) -> npt.NDArray[Any]:
+        """(samples,) whole numbers, the same for samples of one group."""
+        codes: npt.NDArray[Any] = self.samples.columns["group"]
+        return codes
+
+    @property
+    def group_names(self) -> list[str]:
+        """The groups that there are, each once."""
+        return list(self.samples.table("group"))
+
+    @property
+    def keys(self) -> Sequence[str]:
         """The key of every sample."""
         return self.samples.keys
 
@@ -87,96 +109,103 @@ class Store:
         """Of the pixels: uint8 or uint16."""
         return np.dtype(np.uint16 if self.manifest.depth == 16 else np.uint8)
 
+    @property
+    def pixel_size_nm(self) -> npt.NDArray[np.float64]:
+        """(samples, 2) nanometres a pixel as (y, x), NaN where unknown."""
+        sizes: npt.NDArray[np.float64] = self.samples.columns["pixel_size_nm"]
+        return sizes
+
+    @cached_property
+    def blocks(self) -> Blocks | None:
+        """Runs of samples that are read at once; ``None`` where they do not lie in their order."""
+        return find_blocks(self.samples.columns)
+
+    @property
+    def bytes(self) -> int:
+        """Of all shards."""
+        return sum(shard.bytes for shard in self.manifest.shards)
+
+    @property
+    def costs_decoding(self) -> bool:
+        """Whether decoding takes much longer than reading, so that processes of their own pay."""
+        return not set(self.samples.table("suffix")) <= {"pgm", "npy"}
+
     def read_bytes(self, i: int) -> bytes:
         """The encoded bytes of sample ``i``, checked against its hash.
 
         Raises:
             SampleError: shard gone or shorter, or bytes changed; names shard and sample.
         """
-        return self._checked_bytes(self.samples[i])
+        c = self.samples.columns
+        return bytes(self._checked(i, *(int(c[name][i]) for name in ("shard", "offset", "size", "xxh3")), self.files))
 
     def read(self, i: int) -> npt.NDArray[Any]:
-        """The pixels of sample ``i``: (H, W) uint8 or uint16, read-only, checked against its hash.
+        """The pixels of sample ``i``: (H, W) uint8 or uint16, checked against its hash.
 
         Raises:
             SampleError: shard gone or shorter, bytes changed, or no image of the promised size; names shard and sample.
         """
-        sample = self.samples[i]
-        data = self._checked_bytes(sample)
-        if sample.height * sample.width > _MAX_TILE_PIXELS:
-            raise self._fault(sample, f"it claims {sample.height} x {sample.width} pixels")
-        try:
-            return decode(data, sample.height, sample.width, self.manifest.depth, sample.suffix)
-        except ValueError as error:
-            raise self._fault(sample, str(error)) from None
+        height, width = (int(self.samples.columns[name][i]) for name in ("height", "width"))
+        if height * width > _MAX_TILE_PIXELS:
+            raise self._fault(i, f"it claims {height} x {width} pixels")
+        tile = np.empty((1, height, width), self.dtype)
+        for _, error in self.fill([i], tile):
+            raise error
+        return tile[0]
+
+    def fill(
+        self, numbers: Sequence[int] | I64, out: npt.NDArray[Any], files: Reader | None = None
+    ) -> list[tuple[int, SampleError]]:
+        """Read the samples ``numbers`` into ``out`` (n, H, W), and say which could not be.
+
+        Args:
+            numbers: of the samples.
+            out: uint8 or uint16, as the store; what it holds at the places of faults is undefined.
+            files: where bytes come from; the store's own files unless given.
+
+        Returns:
+            (place in ``numbers``, what is wrong) of every sample that is damaged or gone.
+        """
+        at = np.asarray(numbers, np.int64)
+        c, suffixes = self.samples.columns, self.samples.table("suffix")
+        rows = zip(
+            at.tolist(), *(c[name][at].tolist() for name in ("shard", "offset", "size", "xxh3", "suffix")), strict=True
+        )
+        faults: list[tuple[int, SampleError]] = []
+        files = files or self.files
+        for place, (i, shard, offset, size, xxh3, suffix) in enumerate(rows):
+            try:
+                decode_into(self._checked(i, shard, offset, size, xxh3, files), suffixes[suffix], out[place])
+            except SampleError as error:
+                faults.append((place, error))
+            except ValueError as error:
+                faults.append((place, self._fault(i, str(error))))
+        return faults
 
     def close(self) -> None:
         """Close the shard files; they open again when they are read."""
-        with self._lock:
-            while self._files:
-                self._files.popitem()[1].close()
+        self.files.close()
 
-    def _checked_bytes(self, sample: Sample) -> bytes:
-        shard = self.manifest.shards[sample.shard]
-        if sample.offset + sample.size > shard.bytes:
-            raise self._fault(sample, "the index points outside the shard")
+    def _checked(self, i: int, shard: int, offset: int, size: int, xxh3: int, files: Reader) -> memoryview:
+        if not 0 <= shard < len(self.manifest.shards) or offset + size > self.manifest.shards[shard].bytes:
+            raise self._fault(i, "the index points outside the shard")
         try:
-            data = self._file(sample.shard).read(sample.offset, sample.size)
+            data = files.read(shard, offset, size)
         except FileNotFoundError:
-            raise self._fault(sample, "the shard is missing") from None
+            raise self._fault(i, "the shard is missing") from None
         except OSError as error:
-            raise self._fault(sample, f"the shard cannot be read ({error.strerror})") from None
-        if len(data) != sample.size:
-            raise self._fault(sample, "the shard is truncated")
-        if sample_hash(data) != sample.xxh3:
-            raise self._fault(sample, f"its bytes have xxh3 {sample_hash(data)} and not {sample.xxh3}")
+            raise self._fault(i, f"the shard cannot be read ({error.strerror or error})") from None
+        if len(data) != size:
+            raise self._fault(i, "the shard is truncated")
+        found = xxhash.xxh3_64_intdigest(data)
+        if found != xxh3:
+            raise self._fault(i, f"its bytes have xxh3 {found:016x} and not {xxh3:016x}")
         return data
 
-    def _file(self, shard: int) -> _File:
-        with self._lock:
-            file = self._files.get(shard)
-            if file is None:
-                file = self._files[shard] = _File(self.path / self.manifest.shards[shard].file)
-                if len(self._files) > _OPEN_FILES:
-                    self._files.popitem(last=False)  # closes once no thread reads from it
-            self._files.move_to_end(shard)
-            return file
-
-    def _fault(self, sample: Sample, fault: str) -> SampleError:
-        return SampleError(self.path / self.manifest.shards[sample.shard].file, sample.key, fault)
-
-
-class _File:
-    """A file read at offsets by many threads; without ``os.pread`` (Windows) they take turns."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = open(path, "rb", buffering=0)  # noqa: SIM115
-        self._lock = threading.Lock()
-
-    def read(self, offset: int, size: int) -> bytes:
-        """Up to ``size`` bytes; fewer only at the end of the file."""
-        parts: list[bytes] = []
-        while size > 0:
-            part = self._read_once(offset, size)
-            if not part:
-                break
-            parts.append(part)
-            offset, size = offset + len(part), size - len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    def _read_once(self, offset: int, size: int) -> bytes:
-        if hasattr(os, "pread"):
-            return os.pread(self._file.fileno(), size, offset)
-        with self._lock:
-            self._file.seek(offset)
-            return self._file.read(size)
-
-    def close(self) -> None:
-        self._file.close()
-
-    def __del__(self) -> None:
-        if hasattr(self, "_file"):
-            self._file.close()
+    def _fault(self, i: int, fault: str) -> SampleError:
+        number = int(self.samples.columns["shard"][i])
+        name = self.manifest.shards[number].file if number < len(self.manifest.shards) else f"shard number {number}"
+        return SampleError(self.folder / name, self.keys[i], fault)
 
 
 def _check_length(path: Path, expected: int) -> None:
@@ -197,11 +226,14 @@ def load_index(folder: Path, manifest: Manifest) -> Samples:
     """
     path = folder / manifest.index["file"]
     _check_length(path, manifest.index["bytes"])
-    data = path.read_bytes()
-    if xxhash.xxh3_128_hexdigest(data) != manifest.index["xxh3"]:
+    digest = xxhash.xxh3_128()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    if digest.hexdigest() != manifest.index["xxh3"]:
         raise UserError(f"{path} is damaged (its hash differs): restore it or pack again")
     try:
-        samples = index.from_bytes(data)
+        samples = open_index(path)
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}): restore it or pack again") from None
     if len(samples) != manifest.samples:

@@ -130,7 +130,7 @@ def test_no_store_at_all(store, tmp_path):
 
 def test_manifest_of_another_version_names_both(store):
     rewrite(store.path, lambda values: values.update(schema=99))
-    with pytest.raises(UserError, match="schema version 99 and this nanodist reads version 1"):
+    with pytest.raises(UserError, match="schema version 99 and this nanodist reads versions 1 and 2"):
         Store.open(store.path)
 
 

@@ -1,0 +1,213 @@
+"""Bytes of shards: from files at random places, or in blocks of a MiB and more that are read once and kept."""
+
+from __future__ import annotations
+
+import bisect
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+I64 = npt.NDArray[np.int64]
+BLOCK_BYTES = 1 << 20
+_OPEN_FILES = 256
+
+
+@dataclass
+class Traffic:
+    """What was read: calls to the file system, the bytes that they gave, and the bytes of samples among them."""
+
+    reads: int = 0
+    bytes_read: int = 0
+    bytes_used: int = 0
+    smallest_read: int = 0
+
+    def count(self, length: int) -> None:
+        """One read of ``length`` bytes."""
+        self.smallest_read = min(self.smallest_read, length) if self.reads else length
+        self.reads += 1
+        self.bytes_read += length
+
+
+class Reader(Protocol):
+    """Where the bytes of shards come from."""
+
+    traffic: Traffic
+
+    def read(self, shard: int, offset: int, size: int) -> memoryview:
+        """Up to ``size`` bytes, fewer only at the end of the shard; valid until this thread reads again.
+
+        Raises:
+            OSError: the shard is gone or cannot be read.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of files; they open again when they are read."""
+        ...
+
+
+class FileReader:
+    """Shard files, read at offsets by many threads; without ``os.preadv`` (Windows) they take turns."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths, self.traffic = paths, Traffic()
+        self._files: OrderedDict[int, _File] = OrderedDict()
+        self._lock = threading.Lock()
+        self._local = threading.local()
+
+    def read(self, shard: int, offset: int, size: int) -> memoryview:
+        """See :meth:`Reader.read`."""
+        buffer = self._buffer(size)
+        got = self._file(shard).read_into(buffer, offset)
+        self.traffic.count(got)
+        self.traffic.bytes_used += got
+        return buffer[:got]
+
+    def read_new(self, shard: int, offset: int, size: int) -> memoryview:
+        """:meth:`read` into memory of its own, which stays valid; not counted as used."""
+        buffer = memoryview(bytearray(size))
+        got = self._file(shard).read_into(buffer, offset)
+        self.traffic.count(got)
+        return buffer[:got]
+
+    def close(self) -> None:
+        """See :meth:`Reader.close`."""
+        with self._lock:
+            while self._files:
+                self._files.popitem()[1].close()
+
+    def _buffer(self, size: int) -> memoryview:
+        # One that stays in the processor's cache: the bytes are hashed and decoded from it at once.
+        found: memoryview | None = getattr(self._local, "buffer", None)
+        if found is None or len(found) < size:
+            found = self._local.buffer = memoryview(bytearray(max(size, 1 << 16)))
+        return found[:size]
+
+    def _file(self, shard: int) -> _File:
+        with self._lock:
+            file = self._files.get(shard)
+            if file is None:
+                file = self._files[shard] = _File(self.paths[shard])
+                if len(self._files) > _OPEN_FILES:
+                    self._files.popitem(last=False)  # closes once no thread reads from it
+            self._files.move_to_end(shard)
+            return file
+
+
+class _File:
+    def __init__(self, path: Path) -> None:
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115
+        self._lock = threading.Lock()
+
+    def read_into(self, buffer: memoryview, offset: int) -> int:
+        """Fill ``buffer`` from ``offset`` on; gives how many bytes there were."""
+        done = 0
+        while done < len(buffer):
+            part = self._read_once(buffer[done:], offset + done)
+            if not part:
+                break
+            done += part
+        return done
+
+    def _read_once(self, buffer: memoryview, offset: int) -> int:
+        if hasattr(os, "preadv"):
+            return os.preadv(self._file.fileno(), [buffer], offset)
+        with self._lock:
+            self._file.seek(offset)
+            return self._file.readinto(buffer) or 0
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            self._file.close()
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Runs of samples that lie side by side in a shard, each of :data:`BLOCK_BYTES` or more (or a whole shard).
+
+    Attributes:
+        first: (blocks + 1,) number of each block's first sample, and of all samples.
+        shard: (blocks,) where it lies.
+        start: (blocks,) its first byte.
+        length: (blocks,) bytes from there to the end of its last image.
+    """
+
+    first: I64
+    shard: I64
+    start: I64
+    length: I64
+
+
+def find_blocks(columns: dict[str, npt.NDArray[Any]]) -> Blocks | None:
+    """The blocks of a store with these ``columns`` of its index; ``None`` where samples do not lie in their order."""
+    shard, offset, size = (columns[name].astype(np.int64) for name in ("shard", "offset", "size"))
+    if not len(shard):
+        return None
+    end = offset + size
+    same = shard[1:] == shard[:-1]
+    if (shard[1:] < shard[:-1]).any() or (offset[1:][same] < end[:-1][same]).any():
+        return None
+    _, first, inverse = np.unique(shard, return_index=True, return_inverse=True)
+    last = np.append(first[1:], len(shard)) - 1
+    place = offset - offset[first][inverse]
+    # A cut may come as much as one sample (with its JSON) too late, or too early.
+    strides = (offset[1:] - offset[:-1])[same]
+    step = BLOCK_BYTES + int(strides.max(initial=0))
+    count = np.maximum(1, (end[last] - offset[first]) // step)
+    within = np.minimum(place // step, count[inverse] - 1)
+    begins = np.append(True, (within[1:] != within[:-1]) | ~same)
+    starts = np.flatnonzero(begins)
+    ends = np.append(starts[1:], len(shard)) - 1
+    return Blocks(np.append(starts, len(shard)), shard[starts], offset[starts], end[ends] - offset[starts])
+
+
+class BlockReader:
+    """Reads whole blocks, each once, and keeps those that were used last, in ``capacity`` bytes."""
+
+    def __init__(self, files: Any, blocks: Blocks, capacity: int) -> None:
+        self._files, self.traffic, self._capacity = files, files.traffic, capacity
+        self._places = list(zip(blocks.shard.tolist(), blocks.start.tolist(), strict=True))
+        self._lengths = blocks.length.tolist()
+        self._kept: OrderedDict[int, memoryview] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def read(self, shard: int, offset: int, size: int) -> memoryview:
+        """See :meth:`Reader.read`."""
+        number = bisect.bisect_right(self._places, (shard, offset)) - 1
+        begin = offset - self._places[number][1]
+        with self._lock:
+            block = self._kept.get(number)
+            if block is None:
+                block = self._load(number)
+            else:
+                self._kept.move_to_end(number)
+        part = block[begin : begin + size]
+        self.traffic.bytes_used += len(part)
+        return part
+
+    def _load(self, number: int) -> memoryview:
+        shard, start = self._places[number]
+        block: memoryview = self._files.read_new(shard, start, self._lengths[number])
+        self._kept[number] = block
+        self._bytes += len(block)
+        while self._bytes > self._capacity and len(self._kept) > 1:
+            self._bytes -= len(self._kept.popitem(last=False)[1])
+        return block
+
+    def close(self) -> None:
+        """See :meth:`Reader.close`."""
+        with self._lock:
+            self._kept.clear()
+            self._bytes = 0
+        self._files.close()
