@@ -66,4 +66,17 @@ def permutation(n: int, seed: int, purpose: str, *words: int | str) -> npt.NDArr
     Sorts keyed 64-bit draws, so that the result depends only on Philox, not on numpy's shuffling algorithm.
     """
     draws = generator(seed, purpose, *words).integers(0, 2**63, n, dtype=np.int64)
-    return np.argsort(draws, kind="stable").astype(np.int64)
+    order = np.argsort(draws)
+    if n and (np.diff(draws[order]) == 0).any():  # only then does it matter how a sort treats equal values
+        order = np.argsort(draws, kind="stable")
+    return order.astype(np.int64, copy=False)
+
+
+def permutation_tail(n: int, length: int, seed: int, purpose: str, *words: int | str) -> npt.NDArray[np.int64]:
+    """The last ``length`` places of :func:`permutation`, without sorting the others."""
+    draws = generator(seed, purpose, *words).integers(0, 2**63, n, dtype=np.int64)
+    if not 0 < length < n:
+        return np.argsort(draws, kind="stable").astype(np.int64)[n - length :] if length else np.empty(0, np.int64)
+    smallest = np.partition(draws, n - length)[n - length]
+    last = np.flatnonzero(draws >= smallest)  # one more than asked for where draws are equal
+    return last[np.argsort(draws[last], kind="stable")][len(last) - length :].astype(np.int64)

@@ -46,13 +46,7 @@ class Replay:
 
 def steps_of(order: Order, sample: int, near: int, count: int = 3) -> list[int]:
     """The ``count`` steps (from 1) nearest to step ``near`` whose batch holds ``sample``."""
-    size, total = order.global_batch_size, order.samples_total
-    middle = max(near - 1, 0) * size // total
-    steps = []
-    for epoch in range(max(0, middle - 2), middle + 3):
-        place = epoch * total + int(np.flatnonzero(order.epoch(epoch) == sample)[0])
-        steps.append(place // size + 1)
-    return sorted(sorted(steps, key=lambda step: abs(step - near))[:count])
+    return [step + 1 for step in order.steps_of(sample, near - 1, count)]
 
 
 def epoch_at(order: Order, key: str, sample: int, step: int, steps_total: int) -> int:
@@ -106,7 +100,7 @@ def replay(
     if group_positives:
         second = int(GroupPartners(store, order.seed)(np.array([epoch]), np.array([sample]))[0])
     tiles = (store.read(sample), store.read(second))
-    known = store.samples.columns["pixel_size_nm"][[sample]]
+    known = store.pixel_size_nm[[sample]]
     views, outlines, pixel_sizes = [], [], []
     for number, tile in enumerate(tiles):
         drawn = draw(config, order.seed, [epoch], [key], number, tile.shape[0], tile.shape[1], known)

@@ -42,7 +42,7 @@ def write_view_sheet(
     columns = []
     for i in chosen:
         tile = store.read(i)
-        known = store.samples.columns["pixel_size_nm"][[i]]
+        known = store.pixel_size_nm[[i]]
         pixels = torch.tensor(tile[None])
         both = (make_view(pixels, config, seed, [epoch], [store.keys[i]], view, known) for view in (0, 1))
         cells = [_resized(to_unit(tile), config.size_px), *(view[0, 0].numpy() for view in both)]

@@ -49,3 +49,9 @@ def test_same_in_another_process():
 def test_permutation_is_one():
     assert sorted(seeding.permutation(1000, 1, "order", 2)) == list(range(1000))
     assert not np.array_equal(seeding.permutation(1000, 1, "order", 2), seeding.permutation(1000, 1, "order", 3))
+
+
+def test_the_tail_of_a_permutation():
+    for n, length in [(1, 1), (7, 0), (7, 7), (1000, 1), (1000, 64)]:
+        whole = seeding.permutation(n, 3, "order", 2)
+        assert seeding.permutation_tail(n, length, 3, "order", 2).tolist() == whole[n - length :].tolist()
