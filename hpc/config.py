@@ -225,7 +225,12 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def fingerprint(recipe: Any, **inputs: str) -> str:
     """Twelve hex digits over the *what* of a recipe and the hashes of its ``inputs`` (such as the store's)."""
-    canonical = json.dumps({"recipe": to_dict(recipe, what_only=True), "inputs": inputs}, sort_keys=True)
+    return identity_hash(to_dict(recipe, what_only=True), inputs)
+
+
+def identity_hash(what: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
+    """:func:`fingerprint`, where the *what* is at hand."""
+    canonical = json.dumps({"recipe": what, "inputs": inputs}, sort_keys=True)
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 

@@ -199,9 +199,9 @@ class Engine:
             torch._foreach_mul_(self._gradients.tensors(), self._clip_norm / (norm + 1e-6))
 
     def step(self, lr: float) -> None:
-        """One optimizer step at learning rate ``lr`` (every parameter group)."""
+        """One optimizer step at learning rate ``lr``, times ``lr_scale`` of a parameter group that has one."""
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)
         if self._clip_norm:
             self._clip()
         self.deepspeed.step()

@@ -83,9 +83,9 @@ def train(
     Raises:
         Preempted: asked to stop; a checkpoint of the last step is written.
         NonFinite: as ``plan.non_finite`` says.
-        UserError: the last checkpoint cannot be written.
+        NotSaved: the last checkpoint cannot be written.
     """
-    if state.step >= plan.steps:
+    if state.step >= plan.steps or task.finished():
         return
     keepers = keepers or Keepers()
     boundary = _Boundary(task, engine, plan, run, tracker, world, keepers, warn)
@@ -100,8 +100,7 @@ def train(
         clock.stepped(batch.wait_seconds, result.loss)
         slow.stepped(batch.wait_seconds)
         keepers.beat()
-        boundary.cross(state, result, clock, slow, lr)
-        if state.step == plan.steps:
+        if boundary.cross(state, result, clock, slow, lr):
             break
     clock.close()
 
@@ -123,28 +122,36 @@ class _Boundary:
         self._task, self._engine, self._plan, self._world = task, engine, plan, world
         self._tracker, self._keepers, self._warn = tracker, keepers, warn
         self._saver = Saver(task, engine, plan.saving, run, world, warn)
-        self._score: float | None = None
 
-    def cross(self, state: TrainState, result: StepResult, clock: Clock, slow: SlowHosts, lr: float) -> None:
-        """Log, evaluate, save and stop, each where its turn has come."""
+    def cross(self, state: TrainState, result: StepResult, clock: Clock, slow: SlowHosts, lr: float) -> bool:
+        """Log, evaluate, save and stop, each where its turn has come; whether this was the last step."""
         plan, step = self._plan, state.step
         last = step == plan.steps
         if step == 1 or step % plan.log_every_steps == 0 or last:
             self._log(step, result, clock, slow, lr)
-        if plan.evaluate_every_steps and (step % plan.evaluate_every_steps == 0 or last):
+        score: float | None = result.loss
+        evaluated = False
+        if plan.evaluate_every_steps:
+            evaluated = step % plan.evaluate_every_steps == 0 or last
+            score = None
+        if evaluated:
             with self._keepers.away():
-                self._evaluate(step)
+                score = self._evaluate(step)
+            last = last or self._task.finished()
             clock.restart()
         reason = None if last else self._keepers.reason_to_stop(self._engine, self._world)
-        if step % plan.saving.every_steps == 0 or last or reason:
+        # What evaluations rank is what they saw, so with keep_best each is followed by a checkpoint.
+        ranked = evaluated and plan.saving.keep_best > 0
+        if step % plan.saving.every_steps == 0 or last or reason or ranked:
             with self._keepers.away():
-                self._saver.save(state, self._score if plan.evaluate_every_steps else result.loss)
+                self._saver.save(state, score)
                 if last or reason:
                     self._saver.finish()
             clock.restart()
         if reason:
             clock.close()
             raise Preempted(reason)
+        return last
 
     def _log(self, step: int, result: StepResult, clock: Clock, slow: SlowHosts, lr: float) -> None:
         self._saver.report()
@@ -159,11 +166,13 @@ class _Boundary:
             line["gradient_norm"] = result.gradient_norm
         self._tracker.log({**line, **measures, **slow.line(self._warn)})
 
-    def _evaluate(self, step: int) -> None:
+    def _evaluate(self, step: int) -> float | None:
+        """Log an evaluation; what it ranks a checkpoint by."""
         figures = self._task.evaluate()
-        self._score = figures.pop("score", None)
+        score = figures.pop("score", None)
         if figures:
             self._tracker.log({"step": step, **figures})
+        return score
 
 
 class _Skipped:

@@ -86,6 +86,10 @@ class Task(Protocol):
         better, where checkpoints are to be ranked by it."""
         ...
 
+    def finished(self) -> bool:
+        """Whether there is nothing to gain from more steps; the same on all ranks, and after a resume."""
+        ...
+
     def epochs_done(self, step: int) -> float:
         """Passes over the data after ``step`` steps."""
         ...

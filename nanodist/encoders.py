@@ -110,7 +110,16 @@ def resized(images: Tensor, scale: float) -> Tensor:
     )
 
 
-def _symmetries(images: Tensor, count: int) -> Iterator[Tensor]:
+def looked_at(images: Tensor, scale: float, crop_px: int) -> Tensor:
+    """``images`` (n, 1, H, W) as a look sees them: the central square of ``crop_px`` (0: all), resized by ``scale``."""
+    if crop_px:
+        top, left = (max(0, (extent - crop_px) // 2) for extent in images.shape[-2:])
+        images = images[..., top : top + crop_px, left : left + crop_px]
+    return resized(images, scale)
+
+
+def symmetries(images: Tensor, count: int) -> Iterator[Tensor]:
+    """The first ``count`` of the eight rotations and reflections of ``images`` (n, 1, H, W)."""
     for i in range(count):
         flipped = images.flip(-1) if i >= 4 else images
         yield torch.rot90(flipped, i % 4, dims=(-2, -1))
@@ -140,12 +149,10 @@ class Encoder:
         """Embeddings (n, d) of ``images`` (n, 1, H, W) in [0, 1], on the trunk's device."""
         return torch.cat([self._look(images, *look) for look in self.spec.looks], dim=1)
 
-    def _look(self, images: Tensor, scale: float, crop_px: int, symmetries: int) -> Tensor:
-        if crop_px:
-            top, left = (max(0, (extent - crop_px) // 2) for extent in images.shape[-2:])
-            images = images[..., top : top + crop_px, left : left + crop_px]
-        images = normalise(resized(images, scale), self.spec).contiguous(memory_format=torch.channels_last)
-        turned = (pooled_features(self.trunk, x, self.spec.pooling) for x in _symmetries(images, symmetries))
+    def _look(self, images: Tensor, scale: float, crop_px: int, count: int) -> Tensor:
+        images = normalise(looked_at(images, scale, crop_px), self.spec)
+        images = images.contiguous(memory_format=torch.channels_last)
+        turned = (pooled_features(self.trunk, x, self.spec.pooling) for x in symmetries(images, count))
         return torch.stack(list(turned)).mean(0)
 
     def embed(

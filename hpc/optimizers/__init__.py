@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -38,24 +39,38 @@ class OptimizerConfig:
         return self.lr * (global_batch_size / self.lr_batch_size if self.lr_batch_size else 1.0)
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Two groups: weights (two or more dimensions) with decay; biases and norm parameters without."""
-    trained = [p for p in module.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+def parameter_groups(
+    module: nn.Module, weight_decay: float, scales: Mapping[str, float] | None = None
+) -> list[dict[str, Any]]:
+    """Weights (two or more dimensions) with decay, then biases and norm parameters without; of each first those that
+    learn fastest.
+
+    Args:
+        module: what is not trained (``requires_grad`` is false) is left out.
+        weight_decay: of the weights.
+        scales: factor of the learning rate by parameter name, 1 where a name is missing; becomes ``lr_scale``.
+    """
+    groups: dict[tuple[bool, float], dict[str, Any]] = {}
+    for name, p in module.named_parameters():
+        if p.requires_grad:
+            scale, plain = (scales or {}).get(name, 1.0), p.ndim <= 1
+            made = {"params": [], "weight_decay": 0.0 if plain else weight_decay, "lr_scale": scale, "plain": plain}
+            groups.setdefault((plain, -scale), made)["params"].append(p)
+    return [groups[which] for which in sorted(groups)]
 
 
-def build_optimizer(module: nn.Module, config: OptimizerConfig, lr: float) -> torch.optim.Optimizer:
-    """The optimizer of ``config`` over the trained parameters of ``module``.
+def build_optimizer(
+    module: nn.Module, config: OptimizerConfig, lr: float, scales: Mapping[str, float] | None = None
+) -> torch.optim.Optimizer:
+    """The optimizer of ``config`` over the trained parameters of ``module``; ``scales`` as :func:`parameter_groups`.
 
     LARS and LAMB leave biases and norm parameters out of decay and of the trust ratio, as their references do.
     """
-    weights, others = parameter_groups(module, config.weight_decay)
-    if config.name in ("lars", "lamb"):
-        others["adapt"] = False
-    groups = [g for g in (weights, others) if g["params"]]
+    groups = parameter_groups(module, config.weight_decay, scales)
+    for group in groups:
+        if group.pop("plain") and config.name in ("lars", "lamb"):
+            group["adapt"] = False
+        group["lr"] = lr * group["lr_scale"]
     if config.name == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=config.momentum)
     if config.name == "lars":

@@ -19,6 +19,7 @@ COMMANDS = {
     "plan": "Predict memory, traffic and speed of a recipe on a cluster, and propose how to run it.",
     "pretrain": "Pretrain an encoder on a store, as a recipe says.",
     "views": "Draw the augmented views that a recipe makes of a store's samples.",
+    "finetune": "Fine-tune an encoder on a handful of labels, and test it on unseen micrographs.",
     "probe": "Measure a frozen encoder by kNN and a linear probe over the number of labels.",
     "export": "Write a trained encoder so that others load it without nanodist.",
     "report": "Write one self-contained HTML page about a run.",

@@ -36,3 +36,12 @@ def macro_f1(confusion: npt.NDArray[np.number]) -> float:
 def accuracy(confusion: npt.NDArray[np.number]) -> float:
     """Share of samples that are right."""
     return float(np.trace(confusion) / confusion.sum())
+
+
+def calibration_error(probabilities: F64, truth: I64, bins: int = 10) -> float:
+    """How far confidence is from being right, 0 to 1: the expected calibration error (Guo et al. 2017) over ``bins``
+    equal steps of the largest of ``probabilities`` (n, classes)."""
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == truth
+    which = np.minimum((confidence * bins).astype(np.int64), bins - 1)
+    gap = np.bincount(which, confidence - right, bins)
+    return float(np.abs(gap).sum() / len(truth))

@@ -83,7 +83,7 @@ def build_model(recipe: PretrainRecipe, spec: EncoderSpec, layout: Layout) -> Tw
         UserError: unknown trunk, a trunk that draws random numbers of its own, or weights that do not fit.
     """
     trunk = create_trunk(spec.trunk, key(recipe.seed, "trunk") % 2**63, **spec.trunk_options)
-    _refuse_unkeyed_randomness(trunk, spec.trunk)
+    refuse_unkeyed_randomness(trunk, spec.trunk)
     if recipe.encoder.checkpointing:
         _checkpoint_activations(trunk, spec.trunk)
     if recipe.init_from:
@@ -100,7 +100,8 @@ def build_model(recipe: PretrainRecipe, spec: EncoderSpec, layout: Layout) -> Tw
     return model.double() if t.precision == "fp64" else model
 
 
-def _refuse_unkeyed_randomness(trunk: nn.Module, name: str) -> None:
+def refuse_unkeyed_randomness(trunk: nn.Module, name: str) -> None:
+    """Raise a ``UserError`` where ``trunk`` drops at random: the draws would depend on the machine."""
     for where, part in trunk.named_modules():
         rate = getattr(part, "drop_prob", 0.0) or (part.p if isinstance(part, nn.modules.dropout._DropoutNd) else 0.0)
         if rate:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import resources
-from pathlib import Path
 from typing import Any, Literal
 
 from hpc.batch_norm import legal_world_sizes
@@ -13,6 +11,7 @@ from hpc.engine import EngineConfig
 from hpc.errors import UserError
 from hpc.optimizers import OptimizerConfig
 from hpc.task import GuardConfig, SavingConfig
+from nanodist import recipes
 from nanodist.encoders import EncoderSpec, Look, Pooling
 from nanodist.heads import ProjectorConfig
 from nanodist.objectives import ObjectiveConfig
@@ -187,8 +186,7 @@ class PretrainRecipe:
 
 def packaged_recipes() -> list[str]:
     """Names of the recipes that come with nanodist."""
-    folder = resources.files("nanodist") / "recipes"
-    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    return recipes.names("pretrain")
 
 
 def load_recipe(source: str, overrides: list[str]) -> PretrainRecipe:
@@ -197,10 +195,5 @@ def load_recipe(source: str, overrides: list[str]) -> PretrainRecipe:
     Raises:
         UserError: no such file or name, or anything in it that a recipe cannot hold.
     """
-    if source in packaged_recipes():
-        text = (resources.files("nanodist") / "recipes" / f"{source}.yaml").read_text(encoding="utf-8")
-    elif Path(source).is_file():
-        text = Path(source).read_text(encoding="utf-8")
-    else:
-        raise UserError(f"recipe '{source}' is neither a file nor one of: {', '.join(packaged_recipes())}")
+    text = recipes.text("pretrain", source)
     return build(PretrainRecipe, apply_overrides(parse_yaml(text, f"recipe {source}"), overrides))

@@ -128,6 +128,10 @@ class PretrainTask:
         a, b = (gather_rows(outputs[name].float(), self.group) for name in ("a", "b"))
         return collapse_measures(a, b) if self.topology.is_main else {}
 
+    def finished(self) -> bool:
+        """A pretraining takes all its steps."""
+        return False
+
     def epochs_done(self, step: int) -> float:
         """Passes over the store."""
         return step * self.recipe.train.global_batch_size / len(self.store)

@@ -46,12 +46,14 @@ class PlainEngine:
 
 
 class Quadratic:
-    """A task of one linear layer; ``bad_loss`` and ``bad_gradient`` are steps (from 0) at which these are NaN."""
+    """A task of one linear layer; ``bad_loss`` and ``bad_gradient`` are steps (from 0) at which these are NaN;
+    ``enough`` evaluations finish it."""
 
-    def __init__(self, bad_loss=(), bad_gradient=()):
+    def __init__(self, bad_loss=(), bad_gradient=(), enough=99):
         torch.manual_seed(0)
         self.module, self.bad_loss, self.bad_gradient = nn.Linear(3, 1), bad_loss, bad_gradient
         self.moved = self.skipped = self.evaluated = 0
+        self.enough = enough
 
     def batches(self, start_step):
         step = start_step
@@ -87,6 +89,9 @@ class Quadratic:
     def evaluate(self):
         self.evaluated += 1
         return {"eval_knn": 0.1 * self.evaluated, "score": -0.1 * self.evaluated}
+
+    def finished(self):
+        return self.evaluated >= self.enough
 
     def epochs_done(self, step):
         return step / 10

@@ -161,6 +161,23 @@ def test_evaluations_are_logged_and_rank_the_checkpoints(run):
     assert _saved(run)[-1] == "step-00000010"
 
 
+def test_each_evaluation_is_saved_where_the_best_stay_and_nothing_else_is_ranked(run):
+    saving = SavingConfig(every_steps=3, keep=9, keep_best=1)
+    _train(run, Quadratic(), dataclasses.replace(PLAN, saving=saving, evaluate_every_steps=4))
+    scores = {name: files.read_state(run.checkpoints / name)["score"] for name in _saved(run)}
+    ranked = {int(name[5:]): score for name, score in scores.items()}
+    assert ranked == {3: None, 4: -0.1, 6: None, 8: -0.2, 9: None, 10: pytest.approx(-0.3)}
+
+
+def test_a_task_that_is_finished_ends_the_run_and_stays_ended(run):
+    plan = dataclasses.replace(PLAN, evaluate_every_steps=2)
+    task = Quadratic(enough=2)
+    _, lines, _ = _train(run, task, plan)
+    assert lines[-1]["step"] == 4 and _saved(run)[-1] == "step-00000004"
+    _, lines, _ = _train(run, task, plan)
+    assert not lines
+
+
 @pytest.mark.parametrize("background", [False, True])
 def test_a_write_that_fails_is_said_and_the_next_is_tried(run, monkeypatch, background):
     real, calls = files.put, []

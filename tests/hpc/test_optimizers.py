@@ -27,6 +27,14 @@ def test_biases_and_norms_do_not_decay():
     assert decayed["weight_decay"] == 0.1 and free["weight_decay"] == 0.0
 
 
+def test_what_is_frozen_is_left_out_and_a_part_may_learn_more_slowly():
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))
+    net[0].requires_grad_(False)
+    optimizer = build_optimizer(net, OptimizerConfig(name="sgd"), 0.5, {"1.weight": 0.1, "1.bias": 0.1})
+    found = [(len(g["params"]), g["lr"], g["lr_scale"], g["weight_decay"]) for g in optimizer.param_groups]
+    assert found == [(1, 0.5, 1.0, 0.05), (1, 0.05, 0.1, 0.05), (1, 0.5, 1.0, 0.0), (1, 0.05, 0.1, 0.0)]
+
+
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
 def test_the_optimizer_is_torchs(name):
     nets = []

@@ -1,0 +1,64 @@
+"""A fine-tuned classifier back from its run directory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from hpc.checkpoint.files import CheckpointError, candidates, is_whole, latest_checkpoint, read_state, read_tensors
+from hpc.config import build
+from hpc.errors import UserError
+from nanodist.downstream.finetune.model import Classifier, plain_head
+from nanodist.encoders import EncoderSpec, create_trunk
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A classifier in eval mode on the CPU, with the names of its classes and where it came from."""
+
+    model: Classifier
+    classes: tuple[str, ...]
+    checkpoint: Path
+
+
+def chosen_checkpoint(checkpoints: Path) -> Path:
+    """The checkpoint that predicts: the best on the validation part, or the newest where there was none.
+
+    Raises:
+        CheckpointError: there is no whole one.
+    """
+    newest = latest_checkpoint(checkpoints)
+    if read_state(newest)["task"].get("best") is None:
+        return newest
+    scores: dict[Path, float] = {}
+    for folder in candidates(checkpoints):
+        score = read_state(folder).get("score") if is_whole(folder) else None
+        if score is not None:
+            scores[folder] = float(score)
+    return min(scores, key=lambda folder: (scores[folder], folder.name)) if scores else newest
+
+
+def load_classifier(run_dir: str | Path) -> Loaded:
+    """The classifier of a run directory of ``nanodist finetune``.
+
+    Raises:
+        UserError: the folder is none, or holds no whole checkpoint.
+    """
+    path = Path(run_dir)
+    if not (path / "checkpoints").is_dir():
+        raise UserError(f"{path} is not the run directory of a fine-tuning: it has no checkpoints/")
+    try:
+        folder = chosen_checkpoint(path / "checkpoints")
+        task = read_state(folder)["task"]
+        if task.get("kind") != "classification":
+            raise UserError(f"{path} is a run, but not one of nanodist finetune: it holds no classifier")
+        spec = build(EncoderSpec, task["encoder"], str(folder))
+        weights = read_tensors(folder / "model.safetensors")
+        trunk = create_trunk(spec.trunk, 0, **spec.trunk_options)
+        model = Classifier(trunk, plain_head(*reversed(weights["head.1.weight"].shape)), spec, True)
+        model.load_state_dict(weights)
+    except (CheckpointError, KeyError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path}: cannot load the classifier: {' '.join(str(error).split())[:300]}") from None
+    return Loaded(model.to(torch.float32).eval(), tuple(task["classes"]), folder)

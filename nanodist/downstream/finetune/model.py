@@ -1,0 +1,161 @@
+"""A pretrained trunk with a linear head, of which the last blocks or all are trained."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+
+import torch
+from timm.models import group_parameters
+from torch import Tensor, nn
+
+from hpc.batch_norm import Layout, convert
+from hpc.errors import UserError
+from hpc.seeding import key
+from nanodist.downstream.finetune.recipe import FROM_TIMM, FinetuneRecipe
+from nanodist.encoders import (
+    Encoder,
+    EncoderSpec,
+    create_trunk,
+    load_encoder,
+    looked_at,
+    normalise,
+    pooled_features,
+    symmetries,
+)
+from nanodist.pretrain.model import refuse_unkeyed_randomness
+
+
+class Classifier(nn.Module):
+    """Logits of images.
+
+    Args:
+        trunk: timm model that gives features.
+        head: from features to logits.
+        spec: how pixels are normalised and features pooled.
+        frozen_statistics: BatchNorm keeps its running statistics, and normalises by them, while it trains.
+        precision: ``"bf16"`` runs the forward under autocast; weights and their gradients stay float32.
+    """
+
+    def __init__(
+        self, trunk: nn.Module, head: nn.Module, spec: EncoderSpec, frozen_statistics: bool, precision: str = "fp32"
+    ) -> None:
+        super().__init__()
+        self.trunk, self.head, self.spec = trunk, head, spec
+        self.frozen_statistics, self.precision = frozen_statistics, precision
+
+    def train(self, mode: bool = True) -> Classifier:
+        """As for any module, but that frozen statistics stay in use."""
+        super().train(mode)
+        if mode and self.frozen_statistics:
+            for part in self.trunk.modules():
+                if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                    part.eval()
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (n, classes) of ``images`` (n, 1, H, W) in [0, 1]."""
+        pixels = normalise(images.double() if self.precision == "fp64" else images, self.spec)
+        bf16 = self.precision == "bf16" and self.training
+        with torch.autocast(images.device.type, torch.bfloat16) if bf16 else contextlib.nullcontext():
+            return self.head(pooled_features(self.trunk, pixels, self.spec.pooling))  # type: ignore[no-any-return]
+
+    @torch.inference_mode()
+    def probabilities(self, images: Tensor) -> Tensor:
+        """(n, classes) of whole ``images`` (n, 1, H, W): the mean over the looks and symmetries of :attr:`spec`.
+
+        In float32 whatever the training ran in, so that a prediction does not depend on the machine's bf16.
+        """
+        shown = (view for s, c, count in self.spec.looks for view in symmetries(looked_at(images, s, c), count))
+        return torch.stack([self(view).float().softmax(1) for view in shown]).mean(0)
+
+
+def start_encoder(recipe: FinetuneRecipe) -> Encoder:
+    """The encoder that the recipe begins with; its weights are random where the recipe says so.
+
+    Raises:
+        UserError: no such run, export or timm model.
+    """
+    start = recipe.encoder
+    if not start.source:
+        raise UserError("encoder.source is not set; give a run, an export folder or timm:NAME")
+    seed = key(recipe.seed, "trunk") % 2**63
+    if start.source.startswith(FROM_TIMM):
+        name, pretrained = start.source.removeprefix(FROM_TIMM), start.weights == "given"
+        trunk = create_trunk(name, seed, pretrained=pretrained, **start.trunk_options)
+        spec = EncoderSpec(name, 224, 0.5, 0.25, start.normalise, trunk_options=start.trunk_options)
+        return Encoder(spec, trunk, name)
+    encoder = load_encoder(start.source)
+    if start.weights == "random":
+        spec = encoder.spec
+        return Encoder(spec, create_trunk(spec.trunk, seed, **spec.trunk_options), encoder.name)
+    return encoder
+
+
+def build_classifier(recipe: FinetuneRecipe, classes: int, tile_px: tuple[int, int], layout: Layout) -> Classifier:
+    """The module of a recipe, on the CPU; what is not trained wants no gradient.
+
+    Args:
+        recipe: of the fine-tuning.
+        classes: width of the logits.
+        tile_px: height and width of the tiles.
+        layout: BatchNorm groups, where statistics are not frozen.
+
+    Raises:
+        UserError: the encoder cannot be had, or draws random numbers of its own.
+    """
+    encoder = start_encoder(recipe)
+    refuse_unkeyed_randomness(encoder.trunk, encoder.spec.trunk)
+    spec = dataclasses.replace(encoder.spec, image_size=recipe.views.size_px, looks=[_look(recipe, tile_px)])
+    trunk = encoder.trunk.requires_grad_(True)
+    with torch.inference_mode():
+        pixels = torch.zeros(1, 1, recipe.views.size_px, recipe.views.size_px)
+        width = pooled_features(trunk, pixels, spec.pooling).shape[1]
+    frozen = recipe.train.batch_norm == "frozen"
+    model = Classifier(trunk, _head(width, classes, recipe.seed), spec, frozen, recipe.train.precision)
+    for name, parameter in trunk.named_parameters():
+        parameter.requires_grad_(_depth(trunk)[name] < _tuned(recipe, trunk))
+    if not frozen:
+        convert(model, layout)
+    return model.double() if recipe.train.precision == "fp64" else model
+
+
+def _look(recipe: FinetuneRecipe, tile_px: tuple[int, int]) -> tuple[float, int, int]:
+    """How a tile is predicted: at the mean scale of the views; its middle only, where views keep to the middle."""
+    views = recipe.views
+    crop = views.mean_crop_px(*tile_px)
+    return round(views.size_px / crop, 4), round(crop) if views.centre_jitter_px is not None else 0, recipe.symmetries
+
+
+def plain_head(features: int, classes: int) -> nn.Sequential:
+    """Features at mean 0 and variance 1, so that one learning rate suits all trunks, and a linear layer."""
+    return nn.Sequential(nn.LayerNorm(features, elementwise_affine=False), nn.Linear(features, classes))
+
+
+def _head(features: int, classes: int, seed: int) -> nn.Sequential:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(key(seed, "head") % 2**63)
+        head = plain_head(features, classes)
+        linear = head.get_submodule("1")
+        nn.init.normal_(linear.get_parameter("weight"), std=0.01)
+        nn.init.zeros_(linear.get_parameter("bias"))
+    return head
+
+
+def _depth(trunk: nn.Module) -> dict[str, int]:
+    """For each parameter of the trunk how many blocks lie between it and the head."""
+    numbers: dict[str, int] = group_parameters(trunk, trunk.group_matcher(coarse=False), reverse=True)  # type: ignore[operator]
+    last = max(numbers.values())
+    return {name: last - number for name, number in numbers.items()}
+
+
+def _tuned(recipe: FinetuneRecipe, trunk: nn.Module) -> int:
+    wanted = recipe.train.tuned_layers
+    return max(_depth(trunk).values()) + 1 if wanted is None else wanted
+
+
+def learning_rate_scales(recipe: FinetuneRecipe, model: Classifier) -> dict[str, float]:
+    """For each parameter of the model the factor of its learning rate (Clark et al. 2020, layer-wise decay)."""
+    decay = recipe.train.layer_decay
+    scales = {f"trunk.{name}": decay ** (depth + 1) for name, depth in _depth(model.trunk).items()}
+    return {name: scales.get(name, 1.0) for name, _ in model.named_parameters()}

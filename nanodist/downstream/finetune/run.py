@@ -1,0 +1,167 @@
+"""From a recipe to a fine-tuned classifier and its scores: set up, resume, train, test."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from hpc import batch_norm
+from hpc import config as recipes
+from hpc.checkpoint.files import read_tensors
+from hpc.engine import Engine, start
+from hpc.errors import UserError
+from hpc.job import keepers_of, prepare_run_dir, record_start, refuse_crash_loop, say, say_nothing, train_to_the_end
+from hpc.optimizers import build_optimizer
+from hpc.preemption import Preemption
+from hpc.run_dir import RunDir
+from hpc.saving import restore
+from hpc.task import Plan, TrainState
+from hpc.topology import Topology, detect
+from hpc.tracking import Tracker
+from nanodist._version import __version__
+from nanodist.downstream.finetune.data import Labels
+from nanodist.downstream.finetune.load import chosen_checkpoint
+from nanodist.downstream.finetune.model import learning_rate_scales, start_encoder
+from nanodist.downstream.finetune.recipe import FROM_TIMM, FinetuneRecipe
+from nanodist.downstream.finetune.scores import SCORES_FILE, write_scores
+from nanodist.downstream.finetune.task import FinetuneTask
+
+Say = Callable[[str], None]
+
+
+def identity(recipe: FinetuneRecipe, labels: Labels) -> tuple[str, dict[str, Any]]:
+    """Fingerprint of a fine-tuning, and the *what* that it is made of: recipe, stores, and weights it begins with."""
+    hashes = [part.store.manifest_hash for part in labels.dataset.parts]
+    inputs = dict(zip(("store", "test_store"), hashes, strict=False))
+    if not recipe.encoder.source.startswith(FROM_TIMM):
+        inputs["encoder"] = start_encoder(recipe).weights_hash()
+    what = recipes.to_dict(recipe, what_only=True)
+    if "encoder" in inputs:
+        # The weights count, not the path that they were read from.
+        what["encoder"]["source"] = ""
+    return recipes.identity_hash(what, inputs), {**what, "inputs": inputs}
+
+
+def make_plan(recipe: FinetuneRecipe, labels: Labels) -> Plan:
+    """What the loop needs: with a validation part, the checkpoint of the best look at it stays."""
+    t, saving = recipe.train, recipe.checkpoint
+    looks = len(labels.validation) > 0
+    if looks:
+        saving = dataclasses.replace(saving, keep_best=max(1, saving.keep_best))
+    return Plan(
+        steps=t.steps,
+        global_batch_size=t.batch_size(len(labels.train)),
+        log_every_steps=t.log_every_steps,
+        optimizer=recipe.optimizer,
+        saving=saving,
+        guard=recipe.guard,
+        evaluate_every_steps=t.evaluate_every_steps if looks else 0,
+        non_finite=t.non_finite,
+    )
+
+
+def finetune(recipe: FinetuneRecipe, preemption: Preemption | None = None) -> Path:
+    """Run a recipe to its end and test it, from its last checkpoint where there is one; called on every rank.
+
+    Returns:
+        The run directory, with ``scores.json`` and ``predictions.csv``.
+
+    Raises:
+        UserError: labels, encoder, run directory or the number of ranks do not suit the recipe.
+        Preempted: the run was asked to stop, and its checkpoint is written.
+    """
+    topology = detect()
+    if recipe.engine.zero_stage == 3:
+        raise UserError("a fine-tuning needs whole weights on each rank to be tested: set engine.zero_stage below 3")
+    labels = Labels(recipe.data)
+    fingerprint, what = identity(recipe, labels)
+    micro_batches = recipe.train.micro_batches(len(labels.train), topology.world_size)
+    device = start(recipe.engine, topology)
+    try:
+        run = RunDir(Path(recipe.run_dir or f"runs/{fingerprint}"))
+        _run(recipe, labels, topology, device, run, (fingerprint, what), micro_batches, preemption)
+        return run.path
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _run(
+    recipe: FinetuneRecipe,
+    labels: Labels,
+    topology: Topology,
+    device: torch.device,
+    run: RunDir,
+    identity: tuple[str, dict[str, Any]],
+    micro_batches: int,
+    preemption: Preemption | None,
+) -> None:
+    world = dist.new_group() if topology.world_size > 1 else None
+    batch, group = recipe.train.batch_size(len(labels.train)), recipe.train.group_size(len(labels.train))
+    layout = batch_norm.make_layout(batch, group, topology.rank, topology.world_size, micro_batches)
+    task = FinetuneTask(recipe, labels, topology, device, layout, world, micro_batches)
+    prepare_run_dir(recipe, topology, run, *identity)
+    tell = say if topology.is_main else say_nothing
+    plan = make_plan(recipe, labels)
+    scales = learning_rate_scales(recipe, task.classifier)
+    optimizer = build_optimizer(task.module, recipe.optimizer, plan.learning_rate(0), scales)
+    clip = recipe.optimizer.clip_norm
+    engine = Engine(task.module, optimizer, recipe.engine, topology, device, batch, clip, micro_batches)
+    state = TrainState()
+    restore(task, engine, run, state, tell)
+    refuse_crash_loop(run, topology, recipe.guard.futile_starts, state.step + 1)
+    tracker = _tracker(recipe, run, topology, identity[0])
+    number = record_start(run, topology, state, {"nanodist": __version__})
+    _announce(recipe, labels, run.path, state, plan, topology, tell)
+    keepers = keepers_of(recipe.guard, run, topology, number, preemption)
+    train_to_the_end(task, engine, plan, run, tracker, state, world, keepers, tell)
+    _test(task, run, recipe, identity[0], tell)
+
+
+def _test(task: FinetuneTask, run: RunDir, recipe: FinetuneRecipe, fingerprint: str, tell: Say) -> None:
+    """Predict the test samples with the best checkpoint, or the last one where nothing ranked them; collective."""
+    chosen = chosen_checkpoint(run.checkpoints)
+    task.module.load_state_dict(read_tensors(chosen / "model.safetensors"))
+    probabilities = task.probabilities(task.labels.test)
+    if task.topology.is_main:
+        tell(write_scores(run.path, recipe, task.labels, probabilities, chosen.name, fingerprint))
+
+
+def _tracker(recipe: FinetuneRecipe, run: RunDir, topology: Topology, fingerprint: str) -> Tracker:
+    t = recipe.tracking
+    return Tracker(
+        run,
+        is_main=topology.is_main,
+        mode=t.mode,
+        project=t.project,
+        name=t.name,
+        group=t.group,
+        config={**recipes.flatten(recipes.to_dict(recipe)), "fingerprint": fingerprint},
+    )
+
+
+def _announce(
+    recipe: FinetuneRecipe,
+    labels: Labels,
+    path: Path,
+    state: TrainState,
+    plan: Plan,
+    topology: Topology,
+    tell: Say,
+) -> None:
+    if state.step >= plan.steps:
+        tell(f"{path} is complete: {state.step} of {plan.steps} steps are done; {SCORES_FILE} is written again")
+        return
+    short = ", ".join(f"{name} ({count})" for name, count in labels.short.items())
+    where = f"continuing after step {state.step}" if state.step else "from the start"
+    tell(
+        f"fine-tuning {recipe.encoder.source} on {len(labels.train)} labels of {len(labels.targets.classes)} classes, "
+        f"{len(labels.validation)} more to choose the step, {len(labels.test)} to test; at most {plan.steps} steps of "
+        f"{plan.global_batch_size}, {where}, {topology.world_size} ranks; run directory {path}"
+        + (f"; these classes have fewer labels than asked for: {short}" if short else "")
+    )
