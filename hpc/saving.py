@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from hpc.checkpoint.elastic import gather, optimizer_steps, scatter
+from hpc.checkpoint.elastic import gather_on_main, optimizer_steps, scatter
 from hpc.checkpoint.files import CheckpointError, candidates, newest_whole, read_state, read_tensors
 from hpc.checkpoint.retention import Retention
 from hpc.checkpoint.writer import CheckpointWriter
@@ -13,6 +13,10 @@ from hpc.engine import Engine
 from hpc.errors import UserError
 from hpc.run_dir import RunDir
 from hpc.task import SavingConfig, Task, TrainState
+
+
+class NotSaved(Exception):
+    """The last checkpoint of a start could not be written; the text says why, and is empty on ranks other than 0."""
 
 
 class Saver:
@@ -41,10 +45,13 @@ class Saver:
 
     def save(self, state: TrainState, score: float | None = None) -> None:
         """Save the state after ``state.step`` steps; collective. ``score`` ranks it, lower being better."""
-        tensors = gather(self._engine)
+        room = None
+        if self._writer is not None:
+            self._say(self._writer.wait())
+            room = self._writer.memory.room
+        tensors = gather_on_main(self._engine, room)
         if self._writer is not None:
             rest = {"optimizer_steps": optimizer_steps(self._engine), "task": self._task.state_dict()}
-            self._say(self._writer.wait())
             self._writer.save(state.step, tensors, rest, score)
 
     def report(self) -> None:
@@ -60,11 +67,11 @@ class Saver:
         """Wait for the last write; collective.
 
         Raises:
-            UserError: it failed; on every rank.
+            NotSaved: it failed; on every rank.
         """
         problem = self._writer.wait() if self._writer is not None else None
         if any_rank(problem is not None, self._world, self._engine.device):
-            raise UserError(problem or "rank 0 could not write the last checkpoint")
+            raise NotSaved(problem or "")
 
 
 def restore(task: Task, engine: Engine, run: RunDir, state: TrainState, warn: Callable[[str], None]) -> None:

@@ -12,10 +12,14 @@ import dataclasses
 import io
 import signal
 import subprocess
-from typing import Any
+import traceback
+from typing import Any, NoReturn
 
+from hpc import atomic
 from hpc.preemption import EXIT_CODE
+from launch.after import final_mark
 
+USER_CODE = 2  # what only the user can mend
 MOST_RESTARTS = 100
 
 
@@ -49,16 +53,28 @@ class PretrainJob:
 
         Raises:
             RuntimeError: the command ended with another exit code than 0 and 75; its reason stands in the job's log.
-            SystemExit: the job was preempted, and it is in the queue again, or it is another rank of one that is.
+                In a job of Slurm only where starting it again helps nothing, such as for wrong input.
+            SystemExit: the job was preempted, and it is in the queue again, or it is another rank of one that is. Or it
+                failed in a job of Slurm, where :mod:`launch.after` starts it again.
         """
         from nanodist.cli import main
 
         line = " ".join(["nanodist", *self.arguments()])
-        code = main(self.arguments())
+        environment = _environment()
+        try:
+            code = main(self.arguments())
+        except Exception:
+            if environment is None or environment.cluster != "slurm":
+                raise
+            # No result is left behind, which would tell submitit that the job is over.
+            traceback.print_exc()
+            raise SystemExit(1) from None
         if code == EXIT_CODE:
             requeue(self, line)
+        if code not in (0, USER_CODE) and environment is not None and environment.cluster == "slurm":
+            raise SystemExit(code)
         if code != 0:
-            raise RuntimeError(f"'{line}' ended with exit code {code}")
+            _give_up(environment, f"'{line}' ended with exit code {code}")
         return line
 
     def checkpoint(self, *args: Any, **kwargs: Any) -> Any:
@@ -68,30 +84,49 @@ class PretrainJob:
         return DelayedSubmission(self, *args, **kwargs)
 
 
+def _environment() -> Any:
+    """submitit's view of the job that this process is in; ``None`` outside of one."""
+    import submitit
+
+    try:
+        return submitit.JobEnvironment()
+    except RuntimeError:
+        return None
+
+
+def _give_up(environment: Any, why: str) -> NoReturn:
+    """End for good: mark it, so that the batch script does not start the job again.
+
+    Raises:
+        RuntimeError: always.
+    """
+    if environment is not None and environment.cluster == "slurm":
+        atomic.write_text(final_mark(environment.paths.folder, environment.job_id), why)
+    raise RuntimeError(why)
+
+
 def requeue(job: PretrainJob, line: str) -> None:
     """Put the job that this process is in back into the queue, as submitit does it; ends the process.
 
     Rank 0 does it, once, for all. No rank leaves a result behind, which would tell submitit that the job is over, and
     all end with code 0 (the local executor: submitit's code for it), so that no rank takes the step of rank 0 down
-    before it is done. Job arrays are requeued by their own id (``123_4``).
+    before it is done. Job arrays are requeued by their own id (``123_4``). In a container without Slurm's programs rank
+    0 ends with code 75, and the batch script does it.
 
     Raises:
-        RuntimeError: it was requeued as often as it may, or Slurm does not take it.
+        RuntimeError: it was requeued as often as it may.
+        SystemExit: otherwise.
     """
-    import submitit
     from submitit.core.utils import DelayedSubmission, temporary_save_path
 
-    try:
-        environment = submitit.JobEnvironment()
-    except RuntimeError:
-        environment = None
+    environment = _environment()
     if environment is None or environment.cluster == "debug":
         raise RuntimeError(f"'{line}' was asked to stop and is saved; start it again, it goes on")
     # What would come now is asked already; submitit's handler would requeue a second time.
     for number in (signal.SIGUSR2, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     if job.restarts <= 0:
-        raise RuntimeError(f"'{line}' was preempted after {MOST_RESTARTS} restarts; submit it again, it goes on")
+        _give_up(environment, f"'{line}' was preempted after {MOST_RESTARTS} restarts; submit it again, it goes on")
     if environment.global_rank != 0:
         raise SystemExit(0)
     pickle = environment.paths.submitted_pickle
@@ -105,7 +140,8 @@ def requeue(job: PretrainJob, line: str) -> None:
     try:
         environment._requeue(countdown)
     except (OSError, subprocess.SubprocessError) as error:
-        raise RuntimeError(f"'{line}' is saved but cannot be requeued ({error}); submit it again") from None
+        print(f"launch: saved; the batch script is to requeue the job, since this process cannot ({error})", flush=True)
+        raise SystemExit(EXIT_CODE) from None
     raise SystemExit(0)
 
 

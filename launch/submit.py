@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hpc.end_note import VARIABLE
 from hpc.errors import UserError
+from launch.after import LOG_BEGIN
 from launch.resources import SlurmResources
 
 CLUSTERS = ("slurm", "local", "debug")
@@ -47,21 +50,39 @@ def submit(
     Path(folder).mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
         executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
-        executor.update_parameters(
-            **resources.submitit_parameters(cluster), **_preemption(resources, cluster), name=name
-        )
+        parameters = {**resources.submitit_parameters(cluster), **_preemption(resources, cluster, Path(folder))}
+        executor.update_parameters(**parameters, name=name)
         return executor.submit(function)
     except (RuntimeError, OSError, submitit.core.utils.FailedSubmissionError) as error:
         raise UserError(f"the job cannot be submitted to {cluster}: {' '.join(str(error).split())}") from None
 
 
-def _preemption(resources: SlurmResources, cluster: str) -> dict[str, Any]:
+def _preemption(resources: SlurmResources, cluster: str, folder: Path) -> dict[str, Any]:
     """What makes a job of Slurm stoppable and requeueable, whatever the cluster's defaults are."""
     if cluster != "slurm":
         return {}
     # SIGUSR2 so long before the end of the time, which is longer than a step and a save; shorter in a short job.
     delay = min(_SIGNAL_DELAY_S, 60 * resources.time_min // 4)
-    return {"slurm_signal_delay_s": delay, "slurm_additional_parameters": {"requeue": True}}
+    place = shlex.quote(str(folder.absolute()))
+    before = [
+        "nanodist_job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}",
+        "nanodist_job=${nanodist_job:-$SLURM_JOB_ID}",
+        f'export {VARIABLE}={place}/"$nanodist_job.end"',
+        f'export {LOG_BEGIN}=$(stat --format=%s {place}/"${{nanodist_job}}_0_log.err" 2> /dev/null || echo 0)',
+    ]
+    # srun stands before it. A shell that is ended from outside (scancel) does not come so far.
+    behind = [
+        "nanodist_code=$?",
+        f'[ "$nanodist_code" -eq 0 ] || {shlex.quote(sys.executable)} -m launch.after {place} "$nanodist_job" '
+        '"$nanodist_code"',
+        'exit "$nanodist_code"',
+    ]
+    return {
+        "slurm_signal_delay_s": delay,
+        "slurm_additional_parameters": {"requeue": True},
+        "slurm_setup": [*before, *resources.shell_lines()],
+        "slurm_teardown": behind,
+    }
 
 
 def wait(job: Any) -> str | None:

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # Sourced by the batch scripts. 'restartable COMMAND...' runs a command that continues where it was, and requeues this
-# job where Slurm does not do so by itself. Exit codes: 0 done; 2 what only its user mends (input, full disk); 75 stopped
-# after saving, start me again; anything else is a failure, which a restart may mend.
+# job where Slurm does not do so by itself. Exit codes: 0 done; 2 what only its user mends (input, a start on a full disk);
+# 75 stopped after saving, start me again; anything else (a save that failed, too) is a failure, which a restart may mend.
 
 # Written after an unclean end: what srun returned and what Slurm said. The next start reads it and puts it into run.json.
 export NANODIST_END_NOTE="$SLURM_SUBMIT_DIR/nanodist-$SLURM_JOB_ID.end"

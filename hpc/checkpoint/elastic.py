@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hpc import zero3
+from hpc.checkpoint import partitions
 from hpc.checkpoint.files import CheckpointError
 from hpc.engine import Engine
 
@@ -32,36 +33,46 @@ def gather(engine: Engine) -> dict[str, dict[str, Tensor]]:
 
     Collective: every rank has to call it.
     """
-    states = _base_optimizer(engine).state
-    slots = _slots(states)
-    reader = _reader(engine)
+    if engine.zero_stage not in (1, 2):
+        return _gather(engine, lambda slot: _states(engine, slot))
+    return _gather(engine, lambda slot: partitions.to_all(engine.optimizer, slot))
+
+
+def gather_on_main(engine: Engine, room: partitions.Room | None) -> dict[str, dict[str, Tensor]]:
+    """As :func:`gather`, for a checkpoint: what ranks other than rank 0 get is of no use. Collective.
+
+    Args:
+        engine: of any stage.
+        room: on rank 0, gives memory of the host for what has to be gathered at ZeRO 1 and 2; ``None`` on all others.
+    """
+    if engine.zero_stage not in (1, 2):
+        return gather(engine)
+    slots = _slots(_base_optimizer(engine).state)
+    whole = partitions.to_main(engine.optimizer, slots, room, staged=engine.device.type == "cuda")
+    return _gather(engine, lambda slot: whole.get(slot, {}))
+
+
+def _gather(engine: Engine, states_of: Callable[[str], Mapping[nn.Parameter, Tensor]]) -> dict[str, dict[str, Tensor]]:
+    # Below ZeRO 3 the weights of every rank are whole, and float32, so that they are the master weights.
     model = {name: tensor.detach() for name, tensor in engine.module.state_dict().items()}
+    trained = _trained(engine.module)
+    if engine.zero_stage == 3:
+        for name, parameter in engine.module.named_parameters():
+            model[name] = zero3.read(engine.optimizer, parameter) if name in trained else _frozen(parameter)
     optimizer: dict[str, Tensor] = {}
-    for name, parameter in engine.module.named_parameters():
-        if not parameter.requires_grad:
-            if engine.zero_stage == 3:
-                model[name] = _frozen(parameter)
-            continue
-        if engine.zero_stage:
-            model[name] = reader(parameter, None)
-        for slot in slots:
-            optimizer[f"{slot}/{name}"] = reader(parameter, slot)
+    for slot in _slots(_base_optimizer(engine).state):
+        states = states_of(slot)
+        optimizer |= {f"{slot}/{name}": states[parameter] for name, parameter in trained.items() if parameter in states}
     return {"model": model, "optimizer": optimizer}
 
 
-def _reader(engine: Engine) -> Callable[[nn.Parameter, str | None], Tensor]:
-    """What reads the whole weight (slot ``None``) or optimizer state of a parameter."""
-    if engine.zero_stage == 0:
-        states = _base_optimizer(engine).state
-        return lambda parameter, slot: parameter if slot is None else states[parameter][slot]
+def _states(engine: Engine, slot: str) -> dict[nn.Parameter, Tensor]:
+    """A state of each parameter at ZeRO 0 and 3."""
+    trained = _trained(engine.module).values()
     if engine.zero_stage == 3:
-        return lambda parameter, slot: zero3.read(engine.optimizer, parameter, slot)
-    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-
-    _link(engine)
-    return lambda parameter, slot: (
-        safe_get_full_fp32_param(parameter) if slot is None else safe_get_full_optimizer_state(parameter, slot)
-    )
+        return {parameter: zero3.read(engine.optimizer, parameter, slot) for parameter in trained}
+    states = _base_optimizer(engine).state
+    return {parameter: states[parameter][slot] for parameter in trained if slot in states[parameter]}
 
 
 def _frozen(parameter: nn.Parameter) -> Tensor:

@@ -30,12 +30,15 @@ class CheckpointWriter:
         checkpoints: the folder of all checkpoints of the run.
         retention: what stays.
         background: whether :meth:`save` returns while the files are still being written.
+
+    Attributes:
+        memory: of the host, kept between saves; free where nothing is in flight.
     """
 
     def __init__(self, checkpoints: Path, retention: Retention, background: bool) -> None:
         self._checkpoints, self._retention, self._background = checkpoints, retention, background
         self._ledger = files.Ledger()
-        self._copy = HostCopy()
+        self.memory = HostCopy()
         self._thread: threading.Thread | None = None
         self._problems: list[str] = []
 
@@ -53,9 +56,11 @@ class CheckpointWriter:
         self._join()
         encoded = files.encode_state(step, state, score)
         if not self._background:
+            if torch.cuda.is_initialized():
+                torch.cuda.synchronize()  # what was gathered may still be on its way into memory of the host
             self._write(step, tensors, encoded, None)
             return
-        held, ready = self._copy.take(tensors)
+        held, ready = self.memory.take(tensors)
         self._thread = threading.Thread(target=self._write, args=(step, held, encoded, ready), name="checkpoint")
         self._thread.start()
 
@@ -109,16 +114,26 @@ class HostCopy:
 
     def __init__(self) -> None:
         self._held: dict[tuple[str, str], Tensor] = {}
+        self._rooms: dict[str, Tensor] = {}
+
+    def room(self, name: str, length: int, like: Tensor) -> Tensor:
+        """Flat memory that is the same at each call with ``name``; :meth:`take` leaves what lies in it where it is."""
+        self._rooms[name] = self._fit(self._rooms.get(name), torch.Size([length]), like)
+        return self._rooms[name]
 
     @torch.no_grad()
     def take(self, tensors: Tensors) -> tuple[Tensors, torch.cuda.Event | None]:
         """The copy, valid until the next call, and the event after which it is complete (``None``: it is already)."""
         copies: dict[str, dict[str, Tensor]] = {}
+        rooms = {room.untyped_storage().data_ptr() for room in self._rooms.values()}
         on_gpu = None
         for stem, named in tensors.items():
             copies[stem] = {}
             for name, tensor in named.items():
-                held = self._place((stem, name), tensor)
+                if tensor.untyped_storage().data_ptr() in rooms:
+                    copies[stem][name] = tensor
+                    continue
+                held = self._held[stem, name] = self._fit(self._held.get((stem, name)), tensor.shape, tensor)
                 held.copy_(tensor, non_blocking=tensor.is_cuda)
                 copies[stem][name] = held
                 on_gpu = tensor.device if tensor.is_cuda else on_gpu
@@ -128,15 +143,14 @@ class HostCopy:
         ready.record(torch.cuda.current_stream(on_gpu))
         return copies, ready
 
-    def _place(self, key: tuple[str, str], tensor: Tensor) -> Tensor:
-        held = self._held.get(key)
-        if held is None or held.shape != tensor.shape or held.dtype != tensor.dtype:
-            try:
-                held = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-            except RuntimeError:  # the system pins no more; the copy then waits
-                held = torch.empty(tensor.shape, dtype=tensor.dtype)
-            self._held[key] = held
-        return held
+    def _fit(self, held: Tensor | None, shape: torch.Size, like: Tensor) -> Tensor:
+        """``held`` if it has the shape and type already, else new memory."""
+        if held is not None and held.shape == shape and held.dtype == like.dtype:
+            return held
+        try:
+            return torch.empty(shape, dtype=like.dtype, pin_memory=like.is_cuda)
+        except RuntimeError:  # the system pins no more; the copy then waits
+            return torch.empty(shape, dtype=like.dtype)
 
 
 def _named(checkpoints: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def _run(options: argparse.Namespace, preemption: Preemption) -> int:
         return 0
     from hpc.loop import Preempted
     from hpc.preemption import EXIT_CODE
+    from hpc.saving import NotSaved
     from nanodist.downstream.online import online_evaluation
     from nanodist.pretrain.run import pretrain
 
@@ -63,4 +65,9 @@ def _run(options: argparse.Namespace, preemption: Preemption) -> int:
     except Preempted as stopped:
         # Ctrl-C is the user's own wish, and asks nobody to start again.
         return 130 if stopped.reason == "SIGINT" else EXIT_CODE
+    except NotSaved as lost:
+        # No checkpoint, so no code that says so; a start looks for room before it trains. Rank 0 has the sentence.
+        if str(lost):
+            print(f"nanodist pretrain: error: {lost}; once that is mended, the same command goes on", file=sys.stderr)
+        return 1
     return 0

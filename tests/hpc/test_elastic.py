@@ -16,7 +16,32 @@ def _first_half(rank, world_size, name, stage):
     engine = build(rank, world_size, CONFIGS[name], stage)
     train(engine, [0, 1])
     whole = {kind: {k: v.clone() for k, v in tensors.items()} for kind, tensors in gather(engine).items()}
+    _gathers_the_same_on_main(engine, whole)
     return whole, optimizer_steps(engine)
+
+
+def _gathers_the_same_on_main(engine, whole):
+    """What a checkpoint is made of, directly and in pieces of 3 numbers through memory of a GPU."""
+    from hpc.checkpoint import elastic, partitions
+    from hpc.checkpoint.writer import HostCopy
+
+    memory, to_main = HostCopy(), partitions.to_main
+    try:
+        for staged in (False, True):
+            partitions.PIECE_BYTES = 12
+            partitions.to_main = lambda zero, slots, room, staged, now=staged: to_main(zero, slots, room, now)
+            room = memory.room if engine.topology.is_main else None
+            got = elastic.gather_on_main(engine, room)
+            if not engine.topology.is_main:
+                continue
+            held, _ = memory.take(got)
+            for kind, tensors in whole.items():
+                assert held[kind].keys() == tensors.keys()
+                assert all(torch.equal(held[kind][key], value) for key, value in tensors.items()), (kind, staged)
+            for flat in memory._rooms.values():
+                flat.fill_(float("nan"))
+    finally:
+        partitions.to_main, partitions.PIECE_BYTES = to_main, 32 * 2**20
 
 
 def _second_half(rank, world_size, name, stage, whole, steps):

@@ -91,6 +91,16 @@ def test_the_copy_keeps_its_memory_and_follows_another_shape():
     assert "optimizer" not in copy.take({"model": {"w": torch.ones(9)}})[0]
 
 
+def test_what_lies_in_the_copys_own_memory_is_not_copied():
+    copy = HostCopy()
+    flat = copy.room("moments", 6, torch.ones(1))
+    flat.copy_(torch.arange(6.0))
+    held, _ = copy.take({"model": {"w": torch.ones(2)}, "optimizer": {"m/w": flat[2:4].view(1, 2)}})
+    assert held["optimizer"]["m/w"].data_ptr() == flat[2:].data_ptr() and held["model"]["w"].tolist() == [1.0, 1.0]
+    assert copy.room("moments", 6, torch.ones(1)).data_ptr() == flat.data_ptr()
+    assert copy.room("moments", 7, torch.ones(1)).shape == (7,)
+
+
 def test_the_copy_of_gpu_tensors_is_complete_after_its_event():
     if not torch.cuda.is_available():
         pytest.skip("needs a GPU")

@@ -15,8 +15,14 @@ SIZE_MB = 200
 NODE = "node1"
 
 
-def disk(cluster: Cluster, out: Path) -> list[Row]:
-    """Two ranks of one node train into a tmpfs of that node, which is full at its second and its last save."""
+def disk(cluster: Cluster, out: Path, to_the_end: bool = True) -> list[Row]:
+    """Two ranks of one node train into a tmpfs of that node, full at a save, and again when they are preempted.
+
+    Args:
+        cluster: where.
+        out: the folder of :func:`tests.slurm.chaos_run.prepare`.
+        to_the_end: whether it is also full at the last save, and at the start after that.
+    """
     node = cluster.machines[NODE]
     (out / "small").mkdir(exist_ok=True)
     mounted = cluster.run(["mount", "-t", "tmpfs", "-o", f"size={SIZE_MB}m", "tmpfs", out / "small"], on=NODE)
@@ -27,35 +33,50 @@ def disk(cluster: Cluster, out: Path) -> list[Row]:
     filler = small / "filler"
     size = ("--nodes=1", f"--nodelist={NODE}", "--ntasks-per-node=2", f"--output={out}/small.out")
     run.submit(*size)
-    # Full before the second save, free before the third, and full again before the last.
+    # Full before the second save, free before the third, and full again when a signal comes.
     run.wait_step(0, EVERY_STEPS + 5)
     run.wait_for(lambda: _latest(run) == EVERY_STEPS, "the first checkpoint")
     _fill(filler)
-    run.wait_step(0, 2 * EVERY_STEPS + 8)
-    full = _latest(run)
+    run.wait_step(0, 2 * EVERY_STEPS + 5)
+    rows = [Row("training goes on, with one sentence", _said(run)[0], len(_said(run)) == 1)]
+    rows.append(Row("latest stays at the last good one", f"step {_latest(run)}", _latest(run) == EVERY_STEPS))
+    cluster.ask("scancel", "--signal=USR2", str(run.job))
+    run.wait_for(lambda: run.restarts() == 1, "the requeue", every_s=0.5)
+    rows.append(Row("preempted, it says that it could not save, and is requeued", _said(run)[-1], len(_said(run)) == 2))
+    rows.append(_whole(run, EVERY_STEPS, 1))
     filler.unlink()
-    run.wait_step(0, 3 * EVERY_STEPS + 5)
-    run.wait_for(lambda: _latest(run) == 3 * EVERY_STEPS, "the checkpoint after the disk had room")
-    _fill(filler)
-    done = cluster.wait(run.job, ["FAILED"], timeout_s=120)
-    log = cluster.log(done).splitlines()
-    said = [line for line in log if "could not be written" in line]
-    last = latest_checkpoint(run.path / "checkpoints").name
-    whole = [fault(path) for path in (run.path / "checkpoints").glob("step-*")]
-    rows = [
-        Row("training goes on, with one sentence", said[0] if said else "nothing was said", len(said) == 2),
-        Row("latest stays at the last good one", f"step {full}", full == EVERY_STEPS),
-        Row("the last save has to succeed: exit 2, one sentence", said[-1] if said else "", done["ExitCode"] == "2:0"),
-        Row(
-            "the last good checkpoint stays", f"{last}, {len(whole)} whole", whole == [None] * 2 and last.endswith("60")
-        ),
-    ]
-    filler.unlink()
-    run.train(*size)
-    reason = run.record()["starts"][-1]["reason"]
-    text = f"from step {run.record()['starts'][-1]['first_step']}, {reason}"
-    rows.append(Row("the same command goes on once there is room", text, reason == "completed"))
+    cluster.wait_restart(run.job)
+    if to_the_end:
+        run.wait_step(1, 3 * EVERY_STEPS + 5)
+        run.wait_for(lambda: _latest(run) == 3 * EVERY_STEPS, "the checkpoint after the disk had room")
+        _fill(filler)
+        run.wait_for(lambda: run.restarts() == 2, "the requeue after the last save", every_s=0.5)
+        rows += [Row("the last save has to succeed", _said(run)[-1], len(_said(run)) == 3), _whole(run, 60, 2)]
+        cluster.wait_restart(run.job, 2)
+        done = cluster.wait(run.job, ["FAILED"], timeout_s=120)
+        wrong = [line for line in cluster.log(done).splitlines() if "error: " in line and "free some" in line]
+        rows.append(Row("a start without room ends with exit 2", wrong[-1], done["ExitCode"] == "2:0"))
+        filler.unlink()
+        run.train(*size)
+    else:
+        cluster.wait(run.job, timeout_s=300)
+    starts = run.record()["starts"]
+    text = f"first steps {[start['first_step'] for start in starts]}; {starts[-1]['reason']}"
+    rows.append(Row("it goes on once there is room", text, starts[-1]["reason"] == "completed"))
     return rows
+
+
+def _said(run: Run) -> list[str]:
+    """What the job said of checkpoints that could not be written."""
+    log = run.cluster.log(run.cluster.job(run.job))
+    return [line for line in log.splitlines() if "could not be written" in line] or ["nothing"]
+
+
+def _whole(run: Run, step: int, count: int) -> Row:
+    last = latest_checkpoint(run.path / "checkpoints").name
+    faults = [fault(path) for path in (run.path / "checkpoints").glob("step-*")]
+    text = f"{last}, {faults.count(None)} whole of {len(faults)}"
+    return Row("the last good checkpoint stays", text, last.endswith(f"{step:08d}") and faults == [None] * count)
 
 
 def _fill(filler: Path) -> None:

@@ -39,7 +39,7 @@ def preempt(run: Run, kinds: list[str], seed: int) -> list[Event]:
     events = []
     for number, kind in enumerate(kinds):
         if kind != "time limit":
-            run.wait_for(_stepping(run, number), "the first step")
+            run.wait_for(stepping(run, number), "the first step")
             run.wait_step(number, run.progress()[1] + draw.randint(0, 14))
         at = _strike(run, kind, number)
         events.append(Event(number, kind, "all ranks", at))
@@ -51,7 +51,7 @@ def preempt(run: Run, kinds: list[str], seed: int) -> list[Event]:
     return events
 
 
-def _stepping(run: Run, number: int) -> Callable[[], bool]:
+def stepping(run: Run, number: int) -> Callable[[], bool]:
     return lambda: run.progress()[0] >= number and run.progress()[1] > 0
 
 

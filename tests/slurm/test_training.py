@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.slurm import chaos_checks as checks
-from tests.slurm import chaos_disk
+from tests.slurm import chaos_disk, chaos_submitit
 from tests.slurm.chaos_preempt import SIZE, Event
 from tests.slurm.chaos_run import ROOT, Run, nanodist, prepare
 from tests.slurm.cluster import Cluster
@@ -26,11 +26,17 @@ def out(cluster: Cluster, data: Path, tmp_path_factory: pytest.TempPathFactory) 
     return folder
 
 
+@pytest.fixture(scope="module")
+def reference(cluster: Cluster, out: Path) -> Run:
+    """An undisturbed training."""
+    run = Run(cluster, out, "undisturbed", STEPS)
+    run.train(*SIZE)
+    return run
+
+
 def test_a_training_that_is_killed_for_memory_preempted_and_killed_is_as_if_it_had_not_been(
-    cluster: Cluster, out: Path
+    cluster: Cluster, out: Path, reference: Run
 ) -> None:
-    reference = Run(cluster, out, "undisturbed", STEPS)
-    reference.train(*SIZE)
     run = Run(cluster, out, "disturbed", STEPS)
     run.submit(*SIZE, "--mem=2000", environ={"CHAOS_HOG_STEP": "24"})
     cluster.wait_restart(run.job, 1, timeout_s=180)
@@ -61,9 +67,15 @@ def test_a_training_that_is_killed_for_memory_preempted_and_killed_is_as_if_it_h
     assert len(run.curve()) == 50
 
 
+def test_submitit_starts_a_preempted_and_a_killed_training_again(cluster: Cluster, out: Path, reference: Run) -> None:
+    run = chaos_submitit.Submitted(cluster, out, "submitted", STEPS)
+    rows = chaos_submitit.submitit(run, reference, ("signal", "kill"))
+    assert not [row for row in rows if not row.kept], run.said()[-3000:]
+
+
 def test_a_full_disk_leaves_the_last_good_checkpoint(cluster: Cluster, out: Path) -> None:
     try:
-        rows = chaos_disk.disk(cluster, out)
+        rows = chaos_disk.disk(cluster, out, to_the_end=False)
     finally:
         cluster.run(["umount", "--lazy", out / "small"], on=chaos_disk.NODE)
     assert not [row for row in rows if not row.kept]
