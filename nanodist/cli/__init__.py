@@ -21,6 +21,7 @@ COMMANDS = {
     "views": "Draw the augmented views that a recipe makes of a store's samples.",
     "finetune": "Fine-tune an encoder on a handful of labels, and test it on unseen micrographs.",
     "probe": "Measure a frozen encoder by kNN and a linear probe over the number of labels.",
+    "measure": "Measure what masks show: widths, lengths, domains and percolation, in nm.",
     "export": "Write a trained encoder so that others load it without nanodist.",
     "report": "Write one self-contained HTML page about a run.",
     "doctor": "Say what this machine has, and what is missing for what.",

@@ -1,0 +1,112 @@
+"""``nanodist measure``: sizes, shapes and domains of what masks show, in nanometres."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``nanodist measure``."""
+    parser.add_argument(
+        "masks",
+        nargs="+",
+        type=Path,
+        metavar="MASKS",
+        help="Mask files, or folders of them; each folder is a specimen, and specimens are compared.",
+    )
+    parser.add_argument("--out", type=Path, required=True, help="New folder for tables, summary and figures.")
+    parser.add_argument("--pixel-size-nm", type=float, help="Side of a pixel in nm, for files that do not state one.")
+    parser.add_argument(
+        "--override-pixel-size", action="store_true", help="Take --pixel-size-nm for files that state another one too."
+    )
+    parser.add_argument(
+        "--as",
+        dest="meaning",
+        choices=("auto", "mask", "labels", "layers"),
+        default="auto",
+        help="What pixels mean: material or not, a number for each object, or a page for each (default: found out).",
+    )
+    parser.add_argument("--class", dest="value", type=int, metavar="VALUE", help="Measure the pixels of this value.")
+    parser.add_argument(
+        "--shape",
+        choices=("auto", "wires", "particles"),
+        default="auto",
+        help="auto takes as wires what is 3 times longer than wide; particles traces nothing (default: auto).",
+    )
+    parser.add_argument("--min-area-px", type=int, default=16, help="Leave out smaller objects (default: 16 pixels).")
+    parser.add_argument(
+        "--persistence-model",
+        choices=("2d", "projected"),
+        default="2d",
+        help="2d: bent in the plane; projected: bent in space and seen in projection (default: 2d).",
+    )
+    parser.add_argument(
+        "--percolation-reach-px",
+        type=int,
+        choices=(1, 2),
+        default=2,
+        help="Pixels this far apart are connected: 2 as in Lu et al. 2022, 1 for the 8 neighbours (default: 2).",
+    )
+    parser.add_argument("--rois", action="store_true", help="Also write objects for ImageJ and napari.")
+    parser.add_argument("--no-overlays", action="store_true", help="Write no picture of each mask.")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of the bootstraps (default: 0).")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, write, and say what was found; 2 where files that look like images could not be measured."""
+    from hpc.errors import UserError
+    from nanodist.morphology import Options
+    from nanodist.morphology.run import Request, measure_files
+
+    options = Options(
+        shape=args.shape,
+        min_area_px=args.min_area_px,
+        model=args.persistence_model,
+        percolation_reach_px=args.percolation_reach_px,
+        seed=args.seed,
+    )
+    request = Request(
+        args.pixel_size_nm, args.override_pixel_size, args.meaning, args.value, not args.no_overlays, args.rois
+    )
+    try:
+        images, skipped = measure_files(args.masks, args.out, options, request)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {args.out}: {error}; choose a directory with room that you may write to"
+        ) from error
+    print(report(args.out, images))
+    failed = [one for one in skipped if one.error]
+    for one in failed:
+        print(f"nanodist measure: not measured: {one.reason}", file=sys.stderr)
+    if failed:
+        print(
+            f"nanodist measure: {len(failed)} of {len(images) + len(failed)} files failed (skipped.csv)",
+            file=sys.stderr,
+        )
+    return 2 if failed else 0
+
+
+def report(out: Path, images: list[dict[str, Any]]) -> str:
+    """The summary table as text."""
+    import json
+
+    summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    lines = [f"{len(images)} images, {summary['objects']} objects, {summary['wires']} wires in {out}"]
+    for row in summary["specimens"]:
+        if row["mean"] is None:
+            continue
+        interval = "" if row["low"] is None else f" [{row['low']:.4g}, {row['high']:.4g}]"
+        n = f", n = {row['n']}" if row["n"] is not None else ""
+        lines.append(
+            f"{row['specimen']:<20} {row['quantity']:<36} {row['mean']:.4g}{interval} ({row['images']} images{n})"
+        )
+    for row in summary["comparison"]:
+        if row["low"] is not None and not row["note"] and (row["low"] > 0 or row["high"] < 0):
+            lines.append(
+                f"{row['second']} differs from {row['first']} in {row['quantity']} by {row['difference']:.4g}"
+                f" [{row['low']:.4g}, {row['high']:.4g}]"
+            )
+    return "\n".join(lines)

@@ -1,0 +1,140 @@
+"""Objects to and from ImageJ (ROI sets) and napari (label images, shapes), so that a person can correct them.
+
+ImageJ's ROI files are read and written by roifile; a label image is a TIFF of whole numbers, which napari opens as a
+labels layer; centre lines are napari's CSV of shapes (``index, shape-type, vertex-index, axis-0, axis-1``).
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tifffile
+from scipy import ndimage
+from skimage.draw import polygon2mask
+from skimage.measure import find_contours
+
+from hpc.errors import UserError
+
+Floats = npt.NDArray[np.float64]
+_LARGEST_FILE = 2**28
+_MOST_ROIS = 100_000
+
+
+def _needs_roifile(what: str) -> None:
+    if find_spec("roifile") is None:
+        raise UserError(f"{what}: roifile, which ImageJ's ROIs are read and written with, is not installed: pip install"
+                        " 'nanodist[measure]'")  # fmt: skip
+
+
+def labels_of(mask: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
+    """One number an object (height, width); where layers overlap, the last one is on top."""
+    if mask.ndim == 3:
+        labels = np.zeros(mask.shape[1:], np.int32)
+        for number, layer in enumerate(mask, start=1):
+            labels[layer] = number
+        return labels
+    if mask.dtype == bool:
+        return np.asarray(ndimage.label(mask, np.ones((3, 3)), output=np.int32)[0])
+    return mask.astype(np.int32)
+
+
+def write_labels(path: Path, mask: npt.NDArray[Any], pixel_size_nm: float | None) -> None:
+    """A TIFF of labels with the pixel size, 16 bits where they suffice; napari and ImageJ open it."""
+    labels = labels_of(mask)
+    pixels = labels.astype(np.uint16) if labels.max() < 2**16 else labels.astype(np.float32)
+    options: dict[str, Any] = {"metadata": {"axes": "YX"}}
+    if pixel_size_nm is not None:
+        options = {"resolution": (1 / pixel_size_nm,) * 2, "metadata": {"unit": "nm", "axes": "YX"}}
+    tifffile.imwrite(path, pixels, imagej=True, **options)
+
+
+def write_shapes(path: Path, lines: Sequence[Floats]) -> None:
+    """Centre lines (n, 2), in pixels from the corner of the image, as paths in napari's CSV of shapes."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["index", "shape-type", "vertex-index", "axis-0", "axis-1"])
+        for index, line in enumerate(lines):
+            # napari's coordinates are those of pixel centres.
+            for vertex, (y, x) in enumerate((line[:: max(1, len(line) // 100)] - 0.5).tolist()):
+                writer.writerow([index, "path", vertex, f"{y:.3f}", f"{x:.3f}"])
+
+
+def write_imagej(path: Path, mask: npt.NDArray[Any]) -> int:
+    """Outlines of all objects as an ImageJ ROI set (``.zip``), and their number; holes are left to the labels.
+
+    Raises:
+        UserError: roifile is not installed.
+    """
+    _needs_roifile(str(path))
+    import roifile
+
+    labels = labels_of(mask) if mask.ndim == 2 else None
+    boxes = ndimage.find_objects(labels) if labels is not None else [None] * len(mask)
+    rois = []
+    for number, box in enumerate(boxes, start=1):
+        if labels is not None and box is None:
+            continue
+        part, top, left = (
+            (mask[number - 1], 0, 0) if labels is None else (labels[box] == number, box[0].start, box[1].start)
+        )
+        for outline in _outlines(np.pad(part, 1)):
+            points = (outline + np.array([top - 0.5, left - 0.5]))[:, ::-1]
+            rois.append(roifile.ImagejRoi.frompoints(points, name=f"{number:05d}"))
+    path.unlink(missing_ok=True)
+    if rois:
+        roifile.roiwrite(path, rois)
+    return len(rois)
+
+
+def _outlines(mask: npt.NDArray[Any]) -> list[Floats]:
+    """Outer contours at 1/2, in index coordinates: positive area where they run around the object."""
+    found = []
+    for contour in find_contours(mask.astype(np.float32), 0.5, fully_connected="high"):
+        y, x = contour.T
+        if np.sum(y[:-1] * x[1:] - y[1:] * x[:-1]) != 0 and len(contour) >= 4:
+            found.append(contour)
+    areas = [float(np.sum(c[:-1, 0] * c[1:, 1] - c[1:, 0] * c[:-1, 1])) for c in found]
+    if not areas:
+        return []
+    outer = np.sign(areas[int(np.argmax(np.abs(areas)))])
+    return [c for c, a in zip(found, areas, strict=True) if np.sign(a) == outer]
+
+
+def read_imagej(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    """Layers (n, height, width) of an ImageJ ``.roi`` or ROI set ``.zip``; ROIs of one name are one object.
+
+    Args:
+        path: the file.
+        shape: (height, width) of the image that the ROIs were drawn on.
+
+    Raises:
+        UserError: unreadable, too large, without areas, or roifile is not installed.
+    """
+    _needs_roifile(str(path))
+    import roifile
+
+    try:
+        if path.stat().st_size > _LARGEST_FILE:
+            raise UserError(f"{path} has more than {_LARGEST_FILE // 2**20} MiB; it is no set of ROIs")
+        read = roifile.roiread(path)
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        raise UserError(f"{path} cannot be read as ImageJ ROIs ({error}): save it again from the ROI manager") from None
+    rois = read if isinstance(read, list) else [read]
+    if not rois or len(rois) > _MOST_ROIS:
+        raise UserError(f"{path} holds {len(rois)} ROIs; give 1 to {_MOST_ROIS}")
+    found: dict[str, npt.NDArray[np.bool_]] = {}
+    for position, roi in enumerate(rois):
+        points = np.atleast_2d(roi.coordinates())
+        if len(points) < 3:
+            raise UserError(f"{path}: ROI {roi.name or position} is no area; draw objects as polygons or freehand")
+        # Pixel centres lie at half numbers of ImageJ's coordinates.
+        inside = polygon2mask(shape, points[:, ::-1] - 0.5)
+        name = roi.name or str(position)
+        found[name] = found[name] | inside if name in found else inside
+    return np.stack(list(found.values()))
