@@ -13,7 +13,7 @@ import xxhash
 from hpc.errors import UserError
 from nanodist.micrographs import Micrograph, NotAMicrograph, count_micrographs, read_micrograph
 from nanodist.shards.calibration import Given
-from nanodist.shards.codec import ENCODINGS, encode, suffix_of
+from nanodist.decoding.codec import ENCODINGS, encode, suffix_of
 from nanodist.shards.tiles import ROWS, tile_starts, to_depth
 
 

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from hpc import atomic
 from hpc.errors import UserError
-from nanodist.shards.codec import sample_hash
+from nanodist.decoding.codec import sample_hash
 from nanodist.shards.convert import PackOptions, Tile, convert, count_pages
 from nanodist.shards.listing import Listed
 from nanodist.shards.tar import member

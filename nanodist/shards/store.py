@@ -13,10 +13,9 @@ import numpy.typing as npt
 import xxhash
 
 from hpc.errors import UserError
-from nanodist.shards.codec import decode_into
+from nanodist.decoding.reading import I64, Blocks, FileReader, find_blocks, read_rows
 from nanodist.shards.index import Samples, open_index
 from nanodist.shards.manifest import Manifest, load_manifest
-from nanodist.shards.reading import I64, Blocks, FileReader, Reader, find_blocks
 
 _MAX_TILE_PIXELS = 2**29
 
@@ -47,14 +46,14 @@ class Store:
         self.path, self.manifest, self.samples = path, manifest, samples
         self.manifest_hash = manifest.content_hash
         self.folder = shards or path
-        self.files: Reader = FileReader([self.folder / shard.file for shard in manifest.shards])
+        self.files: Any = FileReader([self.folder / shard.file for shard in manifest.shards])
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], pinned: str = "", shards: Path | None = None) -> Store:
         """Open the store in the folder ``path``; shards are only looked at for their presence and length.
 
         Args:
-            path: the folder, or an address that :mod:`nanodist.shards.remote` reads (``https://``, ``s3://``).
+            path: the folder, or an address that :mod:`nanodist.decoding.remote` reads (``https://``, ``s3://``).
             pinned: hash of the manifest that a run began with, where the store may have grown since.
             shards: where copies of its shards lie, if not in ``path``.
 
@@ -63,7 +62,7 @@ class Store:
                 index.
         """
         if "://" in str(path):
-            from nanodist.shards.remote import open_remote
+            from nanodist.decoding.remote import open_remote
 
             return open_remote(str(path), pinned)
         folder = Path(path)
@@ -97,7 +96,8 @@ class Store:
     @property
     def group_names(self) -> list[str]:
         """The groups that there are, each once."""
-        return list(self.samples.table("group"))
+        table = self.samples.table("group")
+        return [table[code] for code in np.unique(self.group_codes).tolist()]
 
     @property
     def keys(self) -> Sequence[str]:
@@ -121,6 +121,18 @@ class Store:
         return find_blocks(self.samples.columns)
 
     @property
+    def tile_sizes(self) -> list[tuple[int, int]]:
+        """The (height, width) that there are, each once."""
+        c = self.samples.columns
+        both = np.unique(c["height"].astype(np.int64) << 32 | c["width"])
+        return [(int(value) >> 32, int(value) & 0xFFFFFFFF) for value in both]
+
+    @property
+    def statistics(self) -> dict[str, Any]:
+        """Of the manifest: pixel ``mean`` and ``std`` among others."""
+        return self.manifest.statistics
+
+    @property
     def bytes(self) -> int:
         """Of all shards."""
         return sum(shard.bytes for shard in self.manifest.shards)
@@ -136,8 +148,14 @@ class Store:
         Raises:
             SampleError: shard gone or shorter, or bytes changed; names shard and sample.
         """
-        c = self.samples.columns
-        return bytes(self._checked(i, *(int(c[name][i]) for name in ("shard", "offset", "size", "xxh3")), self.files))
+        shard, offset, size, xxh3, _ = self.rows(np.asarray([i]))[0].tolist()
+        try:
+            data = bytes(self.files.read(shard, offset, size))
+        except OSError as error:
+            raise self.error(i, f"the shard cannot be read ({error.strerror or error})") from None
+        if xxhash.xxh3_64_intdigest(data) != xxh3 & 0xFFFFFFFFFFFFFFFF:
+            raise self.error(i, "its bytes are damaged (their xxh3 differs)")
+        return data
 
     def read(self, i: int) -> npt.NDArray[Any]:
         """The pixels of sample ``i``: (H, W) uint8 or uint16, checked against its hash.
@@ -146,66 +164,37 @@ class Store:
             SampleError: shard gone or shorter, bytes changed, or no image of the promised size; names shard and sample.
         """
         height, width = (int(self.samples.columns[name][i]) for name in ("height", "width"))
-        if height * width > _MAX_TILE_PIXELS:
-            raise self._fault(i, f"it claims {height} x {width} pixels")
         tile = np.empty((1, height, width), self.dtype)
-        for _, error in self.fill([i], tile):
-            raise error
+        for _, fault in read_rows(self.rows(np.asarray([i])), self.suffixes, self.files, tile, [0]):
+            raise self.error(i, fault)
         return tile[0]
 
-    def fill(
-        self, numbers: Sequence[int] | I64, out: npt.NDArray[Any], files: Reader | None = None
-    ) -> list[tuple[int, SampleError]]:
-        """Read the samples ``numbers`` into ``out`` (n, H, W), and say which could not be.
+    @property
+    def suffixes(self) -> list[str]:
+        """Endings of the members, as :meth:`rows` counts them."""
+        return self.samples.table("suffix")
 
-        Args:
-            numbers: of the samples.
-            out: uint8 or uint16, as the store; what it holds at the places of faults is undefined.
-            files: where bytes come from; the store's own files unless given.
+    def rows(self, numbers: I64) -> I64:
+        """Where the samples ``numbers`` lie, as :func:`nanodist.decoding.reading.read_rows` takes it."""
+        c = self.samples.columns
+        rows = np.empty((len(numbers), 5), np.int64)
+        for k, name in enumerate(("shard", "offset", "size", "xxh3", "suffix")):
+            column = c[name][numbers]
+            rows[:, k] = column.view(np.int64) if name == "xxh3" else column
+        return rows
 
-        Returns:
-            (place in ``numbers``, what is wrong) of every sample that is damaged or gone.
-        """
-        at = np.asarray(numbers, np.int64)
-        c, suffixes = self.samples.columns, self.samples.table("suffix")
-        rows = zip(
-            at.tolist(), *(c[name][at].tolist() for name in ("shard", "offset", "size", "xxh3", "suffix")), strict=True
-        )
-        faults: list[tuple[int, SampleError]] = []
-        files = files or self.files
-        for place, (i, shard, offset, size, xxh3, suffix) in enumerate(rows):
-            try:
-                decode_into(self._checked(i, shard, offset, size, xxh3, files), suffixes[suffix], out[place])
-            except SampleError as error:
-                faults.append((place, error))
-            except ValueError as error:
-                faults.append((place, self._fault(i, str(error))))
-        return faults
+    def range_of(self, i: int) -> tuple[int, int]:
+        """First and last but one number of the samples that may stand in for sample ``i``: those of its store."""
+        return 0, len(self)
+
+    def error(self, i: int, fault: str) -> SampleError:
+        """What to raise about sample ``i``."""
+        shard = self.manifest.shards[int(self.samples.columns["shard"][i])]
+        return SampleError(self.folder / shard.file, self.keys[i], fault)
 
     def close(self) -> None:
         """Close the shard files; they open again when they are read."""
         self.files.close()
-
-    def _checked(self, i: int, shard: int, offset: int, size: int, xxh3: int, files: Reader) -> memoryview:
-        if not 0 <= shard < len(self.manifest.shards) or offset + size > self.manifest.shards[shard].bytes:
-            raise self._fault(i, "the index points outside the shard")
-        try:
-            data = files.read(shard, offset, size)
-        except FileNotFoundError:
-            raise self._fault(i, "the shard is missing") from None
-        except OSError as error:
-            raise self._fault(i, f"the shard cannot be read ({error.strerror or error})") from None
-        if len(data) != size:
-            raise self._fault(i, "the shard is truncated")
-        found = xxhash.xxh3_64_intdigest(data)
-        if found != xxh3:
-            raise self._fault(i, f"its bytes have xxh3 {found:016x} and not {xxh3:016x}")
-        return data
-
-    def _fault(self, i: int, fault: str) -> SampleError:
-        number = int(self.samples.columns["shard"][i])
-        name = self.manifest.shards[number].file if number < len(self.manifest.shards) else f"shard number {number}"
-        return SampleError(self.folder / name, self.keys[i], fault)
 
 
 def _check_length(path: Path, expected: int) -> None:
@@ -238,7 +227,12 @@ def load_index(folder: Path, manifest: Manifest) -> Samples:
         raise UserError(f"{path} is damaged ({error}): restore it or pack again") from None
     if len(samples) != manifest.samples:
         raise UserError(f"{path} has {len(samples)} samples and the manifest {manifest.samples}: pack again")
-    shards = samples.columns["shard"]
-    if len(samples) and int(shards.max()) >= len(manifest.shards):
+    c = samples.columns
+    if len(samples) and int(c["shard"].max()) >= len(manifest.shards):
         raise UserError(f"{path} names a shard that the manifest lacks: pack again")
+    lengths = np.asarray([shard.bytes for shard in manifest.shards], np.int64)
+    if len(samples) and (c["offset"] > lengths[c["shard"]] - c["size"]).any():
+        raise UserError(f"{path} points outside a shard: pack again")
+    if (c["height"].astype(np.int64) * c["width"] > _MAX_TILE_PIXELS).any():
+        raise UserError(f"{path} has a sample of more than 2^29 pixels: pack with --tile PX")
     return samples

@@ -7,12 +7,15 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
+
+from nanodist.decoding.codec import decode_into
 
 I64 = npt.NDArray[np.int64]
 BLOCK_BYTES = 1 << 20
@@ -58,6 +61,7 @@ class FileReader:
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths, self.traffic = paths, Traffic()
+        self.parts = [self]
         self._files: OrderedDict[int, _File] = OrderedDict()
         self._lock = threading.Lock()
         self._local = threading.local()
@@ -76,6 +80,10 @@ class FileReader:
         got = self._file(shard).read_into(buffer, offset)
         self.traffic.count(got)
         return buffer[:got]
+
+    def spec(self) -> dict[str, Any]:
+        """For another process to read the same."""
+        return {"kind": "files", "paths": [os.path.abspath(path) for path in self.paths]}
 
     def close(self) -> None:
         """See :meth:`Reader.close`."""
@@ -131,6 +139,79 @@ class _File:
             self._file.close()
 
 
+class JoinedReader:
+    """Several readers, whose shards are counted on from each other's."""
+
+    def __init__(self, parts: Sequence[tuple[int, Any]]) -> None:
+        counts = [count for count, _ in parts]
+        self._readers = [reader for _, reader in parts]
+        self.parts = self._readers
+        self._starts = [sum(counts[:k]) for k in range(len(counts))]
+
+    @property
+    def traffic(self) -> Traffic:
+        """Of all readers together."""
+        every = [reader.traffic for reader in self._readers]
+        sums = (sum(getattr(t, name) for t in every) for name in ("reads", "bytes_read", "bytes_used"))
+        return Traffic(*sums, smallest_read=min((t.smallest_read for t in every if t.reads), default=0))
+
+    def _find(self, shard: int) -> tuple[Any, int]:
+        which = bisect.bisect_right(self._starts, shard) - 1
+        return self._readers[which], shard - self._starts[which]
+
+    def read(self, shard: int, offset: int, size: int) -> memoryview:
+        """See :meth:`Reader.read`."""
+        reader, own = self._find(shard)
+        part: memoryview = reader.read(own, offset, size)
+        return part
+
+    def read_new(self, shard: int, offset: int, size: int) -> memoryview:
+        """See :meth:`FileReader.read_new`."""
+        reader, own = self._find(shard)
+        part: memoryview = reader.read_new(own, offset, size)
+        return part
+
+    def close(self) -> None:
+        """See :meth:`Reader.close`."""
+        for reader in self._readers:
+            reader.close()
+
+
+def read_rows(
+    rows: npt.NDArray[np.int64], suffixes: Sequence[str], files: Reader, out: npt.NDArray[Any], places: Sequence[int]
+) -> list[tuple[int, str]]:
+    """Read, check and decode samples.
+
+    Args:
+        rows: (n, 5) shard, offset, size, xxh3 (its 64 bits as a signed number) and place of the ending in ``suffixes``.
+        suffixes: endings of members.
+        files: where bytes come from.
+        out: (m, H, W) uint8 or uint16.
+        places: (n,) where in ``out`` each sample goes.
+
+    Returns:
+        (place, what is wrong) of every sample that is damaged or gone; ``out`` is undefined there.
+    """
+    faults = []
+    for place, (shard, offset, size, xxh3, suffix) in zip(places, rows.tolist(), strict=True):
+        try:
+            data = files.read(shard, offset, size)
+            found = xxhash.xxh3_64_intdigest(data)
+            if len(data) != size:
+                faults.append((place, "the shard is truncated"))
+            elif found != xxh3 & 0xFFFFFFFFFFFFFFFF:
+                faults.append((place, f"its bytes have xxh3 {found:016x} and not {xxh3 & 0xFFFFFFFFFFFFFFFF:016x}"))
+            else:
+                decode_into(data, suffixes[suffix], out[place])
+        except FileNotFoundError:
+            faults.append((place, "the shard is missing"))
+        except OSError as error:
+            faults.append((place, f"the shard cannot be read ({error.strerror or error})"))
+        except ValueError as error:
+            faults.append((place, str(error)))
+    return faults
+
+
 @dataclass(frozen=True)
 class Blocks:
     """Runs of samples that lie side by side in a shard, each of :data:`BLOCK_BYTES` or more (or a whole shard).
@@ -175,12 +256,17 @@ class BlockReader:
     """Reads whole blocks, each once, and keeps those that were used last, in ``capacity`` bytes."""
 
     def __init__(self, files: Any, blocks: Blocks, capacity: int) -> None:
-        self._files, self.traffic, self._capacity = files, files.traffic, capacity
+        self.inner, self._capacity = files, capacity
         self._places = list(zip(blocks.shard.tolist(), blocks.start.tolist(), strict=True))
         self._lengths = blocks.length.tolist()
         self._kept: OrderedDict[int, memoryview] = OrderedDict()
-        self._bytes = 0
+        self._bytes = self._used = 0
         self._lock = threading.Lock()
+
+    @property
+    def traffic(self) -> Traffic:
+        """Of the files; what was used is counted here."""
+        return replace(self.inner.traffic, bytes_used=self._used)
 
     def read(self, shard: int, offset: int, size: int) -> memoryview:
         """See :meth:`Reader.read`."""
@@ -193,12 +279,12 @@ class BlockReader:
             else:
                 self._kept.move_to_end(number)
         part = block[begin : begin + size]
-        self.traffic.bytes_used += len(part)
+        self._used += len(part)
         return part
 
     def _load(self, number: int) -> memoryview:
         shard, start = self._places[number]
-        block: memoryview = self._files.read_new(shard, start, self._lengths[number])
+        block: memoryview = self.inner.read_new(shard, start, self._lengths[number])
         self._kept[number] = block
         self._bytes += len(block)
         while self._bytes > self._capacity and len(self._kept) > 1:
@@ -210,4 +296,4 @@ class BlockReader:
         with self._lock:
             self._kept.clear()
             self._bytes = 0
-        self._files.close()
+        self.inner.close()
