@@ -131,6 +131,12 @@ def _failing(what: str, decoder: Callable[[], Any]) -> Any:
         raise ValueError(f"no readable {what} ({' '.join(str(error).split()) or type(error).__name__})") from None
 
 
+def _imagecodecs() -> Any:
+    import imagecodecs  # its types are narrower than what it takes
+
+    return imagecodecs
+
+
 # Raw pixels.
 
 
@@ -190,11 +196,9 @@ def _tiff_header(height: int, width: int, depth: int, length: int) -> bytes:
 
 
 def _encode_tiff(tile: Pixels) -> bytes:
-    import imagecodecs
-
     differences = tile.copy()
     differences[:, 1:] -= tile[:, :-1]
-    strip = imagecodecs.zstd_encode(np.ascontiguousarray(differences).view(np.uint8), level=_ZSTD_LEVEL)
+    strip = _imagecodecs().zstd_encode(np.ascontiguousarray(differences).view(np.uint8), level=_ZSTD_LEVEL)
     height, width = tile.shape
     depth = 8 * tile.dtype.itemsize
     length = len(_tiff_header(height, width, depth, 0)) + len(strip)
@@ -202,13 +206,12 @@ def _encode_tiff(tile: Pixels) -> bytes:
 
 
 def _decode_zstd(strip: memoryview, out: Pixels) -> None:
-    import imagecodecs
-
+    codecs = _imagecodecs()
     flat = out.reshape(-1).view(np.uint8)
-    made = _failing("TIFF", lambda: imagecodecs.zstd_decode(strip, out=flat))
+    made = _failing("TIFF", lambda: codecs.zstd_decode(strip, out=flat))
     if len(made) != len(flat):
         raise ValueError(f"it has {len(made)} bytes of pixels and not {len(flat)}")
-    imagecodecs.delta_decode(out, axis=1, out=out)
+    codecs.delta_decode(out, axis=1, out=out)
 
 
 # What other programs write.
@@ -252,13 +255,13 @@ def _read_pillow(data: bytes | memoryview, out: Pixels) -> None:
 
 
 def _reader(suffix: str) -> Callable[[bytes | memoryview, Pixels], None]:
-    import imagecodecs
+    codecs = _imagecodecs()
 
     def by(what: str, decoder: Callable[..., Any]) -> Callable[[bytes | memoryview, Pixels], None]:
         return lambda data, out: _failing(what, lambda: decoder(data, out=out))
 
     if suffix == "png":
-        return by("PNG", imagecodecs.png_decode)
+        return by("PNG", codecs.png_decode)
     if suffix in ("jpg", "jpeg"):
-        return by("JPEG", imagecodecs.jpeg8_decode)
+        return by("JPEG", codecs.jpeg8_decode)
     return _read_npy if suffix == "npy" else _read_pillow

@@ -152,8 +152,12 @@ class JoinedReader:
     def traffic(self) -> Traffic:
         """Of all readers together."""
         every = [reader.traffic for reader in self._readers]
-        sums = (sum(getattr(t, name) for t in every) for name in ("reads", "bytes_read", "bytes_used"))
-        return Traffic(*sums, smallest_read=min((t.smallest_read for t in every if t.reads), default=0))
+        return Traffic(
+            sum(t.reads for t in every),
+            sum(t.bytes_read for t in every),
+            sum(t.bytes_used for t in every),
+            min((t.smallest_read for t in every if t.reads), default=0),
+        )
 
     def _find(self, shard: int) -> tuple[Any, int]:
         which = bisect.bisect_right(self._starts, shard) - 1

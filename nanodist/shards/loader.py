@@ -1,21 +1,23 @@
-"""A rank's part of every global batch, read ahead by threads."""
+"""A rank's part of every global batch, read ahead by threads or processes."""
 
 from __future__ import annotations
 
-import itertools
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from hpc.errors import UserError
-from nanodist.shards.order import I64, Order
-from nanodist.shards.store import Store
+from nanodist.decoding.reading import BlockReader
+from nanodist.shards.order import I64, Batches
+from nanodist.shards.replace import read_numbers, stand_in
+from nanodist.shards.windows import Tiles, block_plan
+from nanodist.shards.workers import Allocate, Job, Source, Threads, build_team, own_cores
 
 VERSION = 1
 
@@ -50,16 +52,24 @@ class Loader:
     r-th of w equal pieces (:func:`places`). Its whole state is the next step.
 
     Args:
-        store: tiles of one size.
+        store: tiles of one size; a store, or several of them mixed.
         order: which sample is where.
         rank: of this process.
         world_size: number of processes; a divisor of the global batch size.
-        workers: threads that read and decode (decoding lets go of the interpreter); 0 reads as batches are asked for.
-        read_ahead: batches that threads have in work before they are asked for.
+        workers: processes that read and decode; 0 reads as batches are asked for; ``None`` takes what suits the
+            encoding and the cores (:func:`nanodist.shards.workers.build_team`).
+        read_ahead: batches that are in work before they are asked for.
         start_step: the first batch.
         partners: gives for (epochs, indices) the number of a second tile of each sample; a pure function.
-        cache_mb: decoded tiles are kept in memory up to this size, so that a small store is decoded once.
+        cache_mb: decoded tiles are kept in memory up to this size, so that a small store is decoded once; with an order
+            in windows it keeps the blocks that are read in its place, where they fit.
         micro_batches: parts of the global batch that all ranks pass over in turn.
+        corrupt: ``error``, or ``replace`` a sample that cannot be read by another (:mod:`nanodist.shards.replace`).
+        ranks_here: ranks on this machine, which share its cores.
+        allocate: makes the arrays of batches, such as in pinned memory.
+
+    Attributes:
+        replaced: samples that others stood in for, as (key, key of what stood in, fault), since the start.
 
     Raises:
         UserError: tiles of different sizes, an order over another number of samples, or an illegal world size.
@@ -67,33 +77,47 @@ class Loader:
 
     def __init__(
         self,
-        store: Store,
-        order: Order,
+        store: Tiles,
+        order: Batches,
         rank: int,
         world_size: int,
-        workers: int = 0,
+        workers: int | None = 0,
         read_ahead: int = 2,
         start_step: int = 0,
         partners: Callable[[I64, I64], I64] | None = None,
         cache_mb: int = 0,
         micro_batches: int = 1,
+        corrupt: Literal["error", "replace"] = "error",
+        ranks_here: int = 1,
+        allocate: Allocate | None = None,
     ) -> None:
         _check_world(order.global_batch_size, rank, world_size)
         self._places = places(order.global_batch_size, rank, world_size, micro_batches)
         if order.samples_total != len(store):
             raise UserError(f"the order is over {order.samples_total} samples and {store.path} has {len(store)}")
-        if workers < 0 or read_ahead < 1:
+        if (workers is not None and workers < 0) or read_ahead < 1:
             raise UserError(f"the loader's workers ({workers}) must be at least 0 and read_ahead ({read_ahead}) 1")
         self.store, self.order, self.rank, self.world_size = store, order, rank, world_size
         self.size = order.global_batch_size // world_size
-        self.workers, self.read_ahead = workers, read_ahead
+        self.read_ahead = read_ahead if workers != 0 else 0
+        self.replaced: list[tuple[str, str, str]] = []
         self._tile = _one_size(store)
-        self._step = start_step
-        self._partners = partners
+        self._step, self._partners, self._corrupt = start_step, partners, corrupt
+        self._shape = (self.size * (2 if partners else 1), *self._tile)
+        blocks, capacity = block_plan(store, order, world_size, cache_mb)
+        self.in_blocks = blocks is not None
+        files = BlockReader(store.files, blocks, capacity) if blocks is not None else store.files
+        self.source = Source(files, store.suffixes, blocks, capacity)
+        decoded = len(store) * self._tile[0] * self._tile[1] * store.dtype.itemsize
+        cached = (cache_mb << 20) if not self.in_blocks else 0
         self._cache: dict[int, npt.NDArray[Any]] = {}
-        tile_bytes = self._tile[0] * self._tile[1] * store.dtype.itemsize
-        self._cached_most = (cache_mb << 20) // tile_bytes
-        self._pool = ThreadPoolExecutor(workers, "nanodist-loader") if workers else None
+        self._cached_most = cached * len(store) // decoded
+        costly = store.costs_decoding and (workers is not None or decoded > cached)
+        cores, ahead = own_cores(ranks_here), self.read_ahead
+        self._pinned = allocate
+        self._team = build_team(
+            self.source, workers, costly, cores, ahead, self._shape, store.dtype, allocate or np.empty
+        )
         self._ahead: deque[_Pending] = deque()
 
     def __iter__(self) -> Iterator[Batch]:
@@ -107,16 +131,22 @@ class Loader:
             UserError: a sample is damaged or gone; names shard and sample. The step stays the same.
         """
         begun = time.perf_counter()
-        if self._pool is None:
-            pending = self._begin(self._step)
-            self._fill(pending, 0, len(pending.reads))
-        else:
-            pending = self._from_ahead(self._pool)
+        while len(self._ahead) < self.read_ahead + 1:
+            self._ahead.append(self._begin(self._step + len(self._ahead)))
+        try:
+            pending = self._finished(self._ahead[0])
+        except BaseException:
+            self._drop_ahead()
+            raise
+        self._ahead.popleft()
         self._step += 1
-        keys = [self.store.keys[i] for i in pending.indices]
-        waited = time.perf_counter() - begun
-        images = pending.images
+        keys = [self.store.keys[i] for i in pending.indices.tolist()]
+        images = pending.job.images
+        if self._pinned is not None and not isinstance(self._team, Threads):
+            images = self._pinned(images.shape, images.dtype)
+            images[:] = pending.job.images
         partners = images[self.size :] if len(images) > self.size else None
+        waited = time.perf_counter() - begun
         return Batch(pending.step, pending.epochs, pending.indices, keys, images[: self.size], partners, waited)
 
     def state_dict(self) -> dict[str, int]:
@@ -135,10 +165,9 @@ class Loader:
         self._step = int(state["step"])
 
     def close(self) -> None:
-        """End the threads; batches that were read ahead are dropped. The loader reads no more."""
-        if self._pool is not None:
-            self._drop_ahead()
-            self._pool.shutdown(cancel_futures=True)
+        """End threads and processes; batches that were read ahead are dropped. The loader reads no more."""
+        self._ahead.clear()
+        self._team.close()
 
     def __enter__(self) -> Loader:
         return self
@@ -150,41 +179,58 @@ class Loader:
         epochs, indices = self.order.arrays(step)
         epochs, indices = epochs[self._places], indices[self._places]
         reads = indices if self._partners is None else np.concatenate([indices, self._partners(epochs, indices)])
-        images = np.empty((len(reads), *self._tile), self.store.dtype)
-        return _Pending(step, epochs, indices, reads, images, [])
+        there = (
+            np.asarray([i in self._cache for i in reads.tolist()], bool) if self._cache else np.zeros(len(reads), bool)
+        )
+        missing = np.flatnonzero(~there)
+        job = self._team.begin(self.store.rows(reads[missing]), missing, self._shape, self.store.dtype)
+        return _Pending(step, epochs, indices, reads, job, np.flatnonzero(there))
 
-    def _fill(self, pending: _Pending, start: int, stop: int) -> None:
-        for place in range(start, stop):
-            pending.images[place] = self._read(int(pending.reads[place]))
+    def _finished(self, pending: _Pending) -> _Pending:
+        """Wait for a batch, complete it from the cache, and deal with what could not be read."""
+        faults = self._team.finish(pending.job)
+        images, reads = pending.job.images, pending.reads.tolist()
+        for place in pending.cached.tolist():
+            images[place] = self._cache[reads[place]]
+        bad = {place for place, _ in faults}
+        if len(self._cache) < self._cached_most:
+            for place in range(len(reads)):
+                if place not in bad and len(self._cache) < self._cached_most and reads[place] not in self._cache:
+                    self._cache[reads[place]] = images[place].copy()
+        if faults and self._corrupt == "error":
+            place, fault = min(faults)
+            raise self.store.error(reads[place], fault)
+        for place, fault in sorted(faults):
+            self._stand_in(pending, place, fault)
+        return pending
 
-    def _read(self, i: int) -> npt.NDArray[Any]:
-        tile = self._cache.get(i)
-        if tile is None:
-            tile = self.store.read(i)
-            if len(self._cache) < self._cached_most:
-                self._cache[i] = tile
-        return tile
+    def _stand_in(self, pending: _Pending, place: int, fault: str) -> None:
+        """Replace what could not be read at ``place`` of a batch."""
+        images, bad = pending.job.images, int(pending.reads[place])
+        if place >= self.size:  # a partner: the sample itself is one that it could have been
+            images[place] = images[place - self.size]
+            self.replaced.append(
+                (self.store.keys[bad], self.store.keys[int(pending.indices[place - self.size])], fault)
+            )
+            return
+        epoch = int(pending.epochs[place])
+        taken = set(self.order.arrays(pending.step)[1].tolist())
+        number = stand_in(self.store, self.order.seed, epoch, bad, taken, images[place], fault)
+        pending.indices[place] = pending.reads[place] = number
+        self._note(bad, number, fault)
+        if self._partners is not None:
+            partner = self._partners(pending.epochs[[place]], pending.indices[[place]])
+            if read_numbers(self.store, partner, images[self.size + place][None]):
+                images[self.size + place] = images[place]
 
-    def _from_ahead(self, pool: ThreadPoolExecutor) -> _Pending:
-        while len(self._ahead) < self.read_ahead + 1:
-            pending = self._begin(self._step + len(self._ahead))
-            count = len(pending.reads)
-            cuts = np.linspace(0, count, min(self.workers, count) + 1).astype(int).tolist()
-            for start, stop in itertools.pairwise(cuts):
-                pending.parts.append(pool.submit(self._fill, pending, start, stop))
-            self._ahead.append(pending)
-        try:
-            for part in self._ahead[0].parts:
-                part.result()
-        except BaseException:
-            self._drop_ahead()
-            raise
-        return self._ahead.popleft()
+    def _note(self, bad: int, number: int, fault: str) -> None:
+        self.replaced.append((self.store.keys[bad], self.store.keys[number], fault))
 
     def _drop_ahead(self) -> None:
-        while self._ahead:
-            for part in self._ahead.popleft().parts:
-                part.cancel()
+        for pending in self._ahead:
+            with contextlib.suppress(UserError):
+                self._team.finish(pending.job)  # processes answer in order: nothing may be left on the way
+        self._ahead.clear()
 
 
 def places(global_batch_size: int, rank: int, world_size: int, micro_batches: int = 1) -> I64:
@@ -205,14 +251,14 @@ def places(global_batch_size: int, rank: int, world_size: int, micro_batches: in
 
 @dataclass(frozen=True)
 class _Pending:
-    """A batch while it is being read."""
+    """A batch while it is being read; ``cached`` are the places that come from the cache."""
 
     step: int
     epochs: I64
     indices: I64
     reads: I64
-    images: npt.NDArray[Any]
-    parts: list[Future[None]]
+    job: Job
+    cached: I64
 
 
 def _check_world(global_batch_size: int, rank: int, world_size: int) -> None:
@@ -226,13 +272,9 @@ def _check_world(global_batch_size: int, rank: int, world_size: int) -> None:
         raise UserError(f"rank {rank} is not in a world of {world_size} ranks (0 to {world_size - 1})")
 
 
-def _one_size(store: Store) -> tuple[int, int]:
-    heights, widths = store.samples.columns["height"], store.samples.columns["width"]
-    differs = np.flatnonzero((heights != heights[0]) | (widths != widths[0]))
-    if len(differs):
-        a, b = store.samples[0], store.samples[int(differs[0])]
-        raise UserError(
-            f"{store.path} has tiles of different sizes (sample {a.key} is {a.height} x {a.width}, sample {b.key} is "
-            f"{b.height} x {b.width}), which make no batch: pack with --tile PX"
-        )
-    return int(heights[0]), int(widths[0])
+def _one_size(store: Tiles) -> tuple[int, int]:
+    sizes = store.tile_sizes
+    if len(sizes) > 1:
+        (a, b), few = store.examples_of_sizes(), "which make no batch: pack with --tile PX"
+        raise UserError(f"{store.path} has tiles of different sizes (sample {a}, sample {b}), {few}")
+    return sizes[0]

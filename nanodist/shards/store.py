@@ -133,7 +133,7 @@ class Store:
         return self.manifest.statistics
 
     @property
-    def bytes(self) -> int:
+    def shard_bytes(self) -> int:
         """Of all shards."""
         return sum(shard.bytes for shard in self.manifest.shards)
 
@@ -186,6 +186,14 @@ class Store:
     def range_of(self, i: int) -> tuple[int, int]:
         """First and last but one number of the samples that may stand in for sample ``i``: those of its store."""
         return 0, len(self)
+
+    def examples_of_sizes(self) -> tuple[str, str]:
+        """The first sample, and the first of another size, in words."""
+        c = self.samples.columns
+        differs = (c["height"] != c["height"][0]) | (c["width"] != c["width"][0])
+        numbers = (0, int(np.argmax(differs)))
+        a, b = (f"{self.keys[i]} is {c['height'][i]} x {c['width'][i]}" for i in numbers)
+        return a, b
 
     def error(self, i: int, fault: str) -> SampleError:
         """What to raise about sample ``i``."""

@@ -91,13 +91,19 @@ def test_start_step_and_loading_state_in_the_middle(store):
         assert batch.wait_seconds > 0
 
 
-def test_threads_end_with_the_loader(store):
+def test_threads_and_processes_end_with_the_loader(store):
     before = threading.active_count()
-    loader = Loader(store, Order(len(store), 0, 4), 0, 1, workers=3)
+    loader = Loader(store, Order(len(store), 0, 4), 0, 1, workers=None)
     next(loader)
     assert threading.active_count() > before
     loader.close()
     assert threading.active_count() == before
+    loader = Loader(store, Order(len(store), 0, 4), 0, 1, workers=3)
+    next(loader)
+    processes = loader._team._workers
+    assert len(processes) == 3 and all(process.poll() is None for process in processes)
+    loader.close()
+    assert all(process.poll() is not None for process in processes)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
