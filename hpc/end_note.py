@@ -12,6 +12,8 @@ import signal
 from collections.abc import Mapping
 from pathlib import Path
 
+from hpc.watchdog import EXIT_CODE as HUNG
+
 VARIABLE = "NANODIST_END_NOTE"
 _MEMORY = re.compile(r"oom.?kill|out of memory|out_of_memory|exceeded .*memory|memory limit", re.IGNORECASE)
 REQUEUED = "requeued by Slurm, as after a node's death"
@@ -47,6 +49,8 @@ def _by_code(fields: Mapping[str, str], said: list[str]) -> str:
     if fields.get("reason") == "TimeLimit":
         return "ended at the job's time limit"
     first = f" ({said[0].strip()})" if said else ""
+    if code == HUNG or any(line.rstrip().endswith(f"Exited with exit code {HUNG}") for line in said):
+        return f"hung: ended by the watchdog, which wrote all stacks{first}"
     if said and said[0].rstrip().endswith(": Killed"):
         # srun returns the highest code, and it ended the other ranks with SIGTERM: 143 is more than 137.
         code = 128 + signal.SIGKILL

@@ -129,7 +129,11 @@ def deadline_from_environment(environ: Mapping[str, str] = os.environ) -> float 
         return float(told) if told.isdigit() and int(told) > 0 else None
     if "SLURM_JOB_ID" not in environ or environ.get("SLURM_PROCID", "0") != "0":
         return None
-    command = ["squeue", "--noheader", "--jobs", environ["SLURM_JOB_ID"], "--format", "%L"]
+    job = environ["SLURM_JOB_ID"]
+    if "SLURM_ARRAY_JOB_ID" in environ:
+        # One member of an array has the number of the whole array.
+        job = f"{environ['SLURM_ARRAY_JOB_ID']}_{environ.get('SLURM_ARRAY_TASK_ID', '')}"
+    command = ["squeue", "--noheader", "--jobs", job, "--format", "%L"]
     answer = ""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         answer = subprocess.run(

@@ -20,6 +20,10 @@ KILLED = (
             HEAD.format(143, "no") + "srun: error: n1: task 0: Killed\nsrun: error: n2: task 1: Terminated\n",
             "a rank was killed by signal 9 (srun: error: n1",
         ),
+        (  # the others were killed while they wrote their stacks
+            HEAD.format(137, "no") + "srun: error: n1: task 0: Exited with exit code 70\n",
+            "hung: ended by the watchdog, which wrote all stacks (srun: error: n1: task 0",
+        ),
         (HEAD.format(1, "no"), "a rank failed with exit code 1"),
         (HEAD.format(143, "yes"), "ended from outside"),
         ("restarts=1\nexit=broken\nended=no\nreason=\n", "ended without a code"),

@@ -209,6 +209,10 @@ def test_where_slurm_tells_nothing_it_is_asked_once_a_job(tmp_path, answer, left
     else:
         assert found is not None and abs(found - time.time() - left) < 5
     assert deadline_from_environment({**environ, "SLURM_PROCID": "3"}) is None
+    # A member of an array, of which one has the number of the array as its own, asks for itself alone.
+    program.write_text('#!/bin/sh\n[ "$3" = 7_4 ] && echo 1:00\n')
+    member = deadline_from_environment({**environ, "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "4"})
+    assert member is not None and abs(member - time.time() - 60) < 5
 
 
 def test_a_container_without_squeue_has_no_deadline(tmp_path):

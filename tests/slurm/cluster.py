@@ -236,7 +236,7 @@ class Cluster:
         if not until(idle, 30, every_s=0.2):
             raise ClusterError(f"nodes did not come up in 30 s:\n{self.run(['sinfo', '-N', '-l']).stdout}")
 
-    def release(self, job_id: int) -> bool:
+    def release(self, job_id: int | str) -> bool:
         """Let a requeued job start at once, rather than after Slurm's delay; false while its last start still ends."""
         return self.run(["scontrol", "update", f"JobId={job_id}", "StartTime=now"]).returncode == 0
 

@@ -1,7 +1,8 @@
 """Stands in for nanodist under the batch scripts: what Slurm and the scripts do, without the time that torch takes.
 
 ``standin.py COMMAND BEHAVIOUR ...``; a behaviour of its first start only, but ``exit-N``, which is for ever:
-``wait`` for a signal, as nanodist does; ``deaf``: as nanodist in a step that takes too long; ``hog`` memory.
+``wait`` for a signal, as nanodist does; ``deaf``: as nanodist in a step that takes too long; ``hog`` memory; ``fail``;
+``hang`` until nanodist's watchdog ends it.
 """
 
 from __future__ import annotations
@@ -27,6 +28,12 @@ def main(behaviour: str) -> int:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(20 * rank)
         return int(behaviour.removeprefix("exit-"))
+    if behaviour == "fail" and not restarts:
+        return 1
+    if behaviour == "hang" and not restarts:
+        from hpc.watchdog import Watchdog
+
+        Watchdog(1.0, Path("stacks"), rank, slow_limit_s=1.0)
     hoard = []
     end = time.monotonic() + (0 if restarts else 300)
     while time.monotonic() < end:

@@ -91,6 +91,16 @@ def test_a_rank_killed_for_memory_is_requeued_and_the_note_says_so(submit: Submi
     assert "'exit=137'" in note and "exceeded memory limit" in note
 
 
+def test_a_hang_is_found_by_the_watchdog_and_requeued(submit: Submit, cluster: Cluster):
+    job = submit("hang")
+    cluster.wait_restart(job)
+    log = cluster.log(cluster.wait(job))
+    note = next(line for line in reversed(log.splitlines()) if line.startswith("note: "))
+    assert "exit code 70" in note and "watchdog: rank 1 on " in log and _starts(log) == [0, 1]
+    stacks = sorted((cluster.work / "stacks").glob("rank-*.txt"))
+    assert len(stacks) == 2 and all("most recent call first" in path.read_text() for path in stacks)
+
+
 def test_wrong_input_is_not_tried_again(submit: Submit, cluster: Cluster):
     done = cluster.wait(submit("exit-2"), ["FAILED"])
     assert done["ExitCode"] == "2:0" and done["Restarts"] == "0"
@@ -116,14 +126,20 @@ def test_pack_has_an_mpi_of_all_tasks(cluster: Cluster, submit: Submit):
     assert cluster.log(done).split() == ["size", "3"] * 3
 
 
-def test_a_sweep_runs_its_lines(cluster: Cluster, submit: Submit):
-    (cluster.work / "sweep.txt").write_text("pretrain exit-0 seed=[1,2]\npretrain exit-2 seed=2\n")
+def test_a_sweep_runs_its_lines_and_starts_only_the_failed_one_again(cluster: Cluster, submit: Submit):
+    """The last member has the number of the whole array as its own."""
+    (cluster.work / "sweep.txt").write_text(
+        "pretrain exit-0 seed=[1,2]\npretrain exit-2 seed=2\npretrain fail seed=3\n"
+    )
     size = ("--ntasks=1", "--cpus-per-task=1", "--mem=300", "--time=10", "--output=sweep-%a.out")
-    job = cluster.sbatch("--array=1-3", *size, "slurm/sweep.sbatch", "sweep.txt")
-    outputs = [cluster.work / f"sweep-{member}.out" for member in (1, 2, 3)]
-    ends = ("'seed=[1,2]'", "no restart mends", "no line 3")
-    for output, end in zip(outputs, ends, strict=True):
+    job = cluster.sbatch("--array=1-4%3", *size, "slurm/sweep.sbatch", "sweep.txt")
+    members = [cluster.work / f"sweep-{member}.out" for member in (1, 2, 3, 4)]
+    ends = ("'seed=[1,2]'", "no restart mends", "requeueing it (restart 1)", "no line 4")
+    for output, end in zip(members, ends, strict=True):
         assert until(lambda o=output, e=end: o.exists() and e in o.read_text(), 60), (job, output, end)
+    assert until(lambda: cluster.release(f"{job}_3"), 20, every_s=1.0)
+    assert until(lambda: "start 1" in members[2].read_text(), 60), members[2].read_text()
+    assert [_starts(path.read_text()) for path in members] == [[0], [0], [0, 1], []]
 
 
 def test_the_time_limit_loses_nothing(limited: tuple[int, int], cluster: Cluster):
