@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -28,46 +27,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Train, or print the recipe."""
-    from hpc.preemption import EXIT_CODE, Preemption
+    from nanodist.cli.preemptible import preemptible
 
-    # Before torch is imported, which takes seconds: a signal must not kill a process that has not begun.
-    preemption = Preemption()
-    preemption.install()
-    code = 1
-    try:
-        code = _run(options, preemption)
-    finally:
-        # A process that ends since it was asked to keeps deaf until it is gone, so that its exit code is its own: srun
-        # ends the ranks that are left as soon as the first one has returned with its code.
-        if code == EXIT_CODE:
-            preemption.ignore()
-        else:
-            preemption.uninstall()
-    return code
+    return preemptible("pretrain", lambda preemption: _run(options, preemption))
 
 
-def _run(options: argparse.Namespace, preemption: Preemption) -> int:
+def _run(options: argparse.Namespace, preemption: Preemption) -> None:
     from hpc.config import to_yaml
     from nanodist.pretrain.recipe import load_recipe
 
     recipe = load_recipe(options.recipe, [*options.overrides, *(["init_trust=true"] if options.trust else [])])
     if options.print_recipe:
         print(to_yaml(recipe), end="")
-        return 0
-    from hpc.loop import Preempted
-    from hpc.preemption import EXIT_CODE
-    from hpc.saving import NotSaved
+        return
     from nanodist.downstream.online import online_evaluation
     from nanodist.pretrain.run import pretrain
 
-    try:
-        pretrain(recipe, online_evaluation, preemption)
-    except Preempted as stopped:
-        # Ctrl-C is the user's own wish, and asks nobody to start again.
-        return 130 if stopped.reason == "SIGINT" else EXIT_CODE
-    except NotSaved as lost:
-        # No checkpoint, so no code that says so; a start looks for room before it trains. Rank 0 has the sentence.
-        if str(lost):
-            print(f"nanodist pretrain: error: {lost}; once that is mended, the same command goes on", file=sys.stderr)
-        return 1
-    return 0
+    pretrain(recipe, online_evaluation, preemption)
