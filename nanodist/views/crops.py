@@ -16,7 +16,7 @@ class Crops:
     """The crops of n tiles of ``height`` x ``width`` pixels; what lies outside a tile is its mirror image.
 
     A crop without rotation is two interpolations, along the rows and along the columns, and any other one a sampling
-    at the places of a grid. ``scratch`` is memory for 2 size^2 float32 that others may use between two calls.
+    at the places of a grid. ``scratch`` (2, size, size) float32 is memory that others may use between two calls.
     """
 
     def __init__(self, parameters: ViewParameters, size: int, height: int, width: int, scratch: Tensor) -> None:
@@ -30,7 +30,7 @@ class Crops:
         self._first, self._stop, self._inside = first.tolist(), stop.tolist(), inside.tolist()
         upright = (matrix[:, 0, 1] == 0) & (matrix[:, 1, 0] == 0)
         self._upright = upright.tolist()
-        space = scratch[: 2 * size**2].view(2, size, size)
+        space = scratch
         if upright.any():
             self._lines = _Lines(matrix, first, stop, space)
         if upright.all():
