@@ -14,6 +14,7 @@ from nanodist._version import __version__
 COMMANDS = {
     "synth": "Make synthetic micrographs with exact ground truth.",
     "pack": "Pack micrographs into a store of WebDataset shards.",
+    "index": "Make a store of shards that webdataset wrote, without changing them.",
     "inspect": "Show what a store holds.",
     "verify": "Check every hash of a store and decode every sample.",
     "plan": "Predict memory, traffic and speed of a recipe on a cluster, and propose how to run it.",

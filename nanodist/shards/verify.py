@@ -14,11 +14,14 @@ from pathlib import Path
 import xxhash
 
 from hpc.progress import Progress
+from nanodist.shards.foreign import check_member, safe_key, split_name
+from nanodist.shards.index import Sample
 from nanodist.shards.manifest import ShardEntry, load_manifest
 from nanodist.shards.store import SampleError, Store, load_index
 
 _CHUNK = 64
 _MAX_JSON = 1 << 24
+MASK_SUFFIX = "mask.png"
 
 
 @dataclass(frozen=True)
@@ -104,24 +107,39 @@ def _length_and_hash(path: Path) -> tuple[int, str]:
 def _check_members(store: Store, path: Path, numbers: list[int]) -> Iterator[Fault]:
     """Every member is one that the index promises, at its place, and none lacks; nothing is extracted."""
     samples = [store.samples[i] for i in numbers]
-    images = {f"{s.key}.{s.suffix}": s for s in samples}
-    texts = {f"{s.key}.json": s for s in samples}
+    indexed = bool(store.manifest.options.get("indexed"))  # others wrote the shards, with members of any kind
+    images = {s.offset: s for s in samples}
+    masks = {(s.key, MASK_SUFFIX) for s in samples}
+    texts = {} if indexed else {f"{s.key}.json": s for s in samples}
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
-                image, text = images.pop(member.name, None), texts.pop(member.name, None)
-                if image is None and text is None:
-                    yield Fault(path.name, "", f"has the member {member.name!r}, which the index does not know")
-                elif not member.isreg():
-                    yield Fault(path.name, member.name, "is a link or device and no file")
-                elif image and (member.offset_data, member.size) != (image.offset, image.size):
-                    yield Fault(path.name, image.key, "is not where the index says")
+                reason = check_member(member)
+                image = images.pop(member.offset_data, None) if not reason else None
+                text = texts.pop(member.name, None)
+                if reason:
+                    yield Fault(path.name, "", reason)
+                elif image and (fault := _image_fault(member, image, indexed)):
+                    yield Fault(path.name, image.key, fault)
                 elif text and (fault := _json_fault(tar, member, text.key)):
                     yield Fault(path.name, text.key, fault)
+                elif not image and not text and not indexed and split_name(member.name) not in masks:
+                    yield Fault(path.name, "", f"has the member {member.name!r}, which the index does not know")
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
         yield Fault(path.name, "", f"is a damaged tar ({error})")
-    for name, sample in (images | texts).items():
+    for sample in images.values():
+        yield Fault(path.name, sample.key, f"the tar has no image at byte {sample.offset}, where the index has it")
+    for name, sample in texts.items():
         yield Fault(path.name, sample.key, f"the tar has no member {name}")
+
+
+def _image_fault(member: tarfile.TarInfo, sample: Sample, indexed: bool) -> str | None:
+    name, ending = split_name(member.name)
+    if member.size != sample.size:
+        return f"has {member.size} bytes in the tar and {sample.size} in the index"
+    if (safe_key(name) if indexed else name) != sample.key or ending.rpartition(".")[2] != sample.suffix:
+        return f"is {member.name!r} in the tar"
+    return None
 
 
 def _json_fault(tar: tarfile.TarFile, member: tarfile.TarInfo, key: str) -> str | None:
