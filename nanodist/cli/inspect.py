@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,6 +38,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _rows(store: Store) -> Iterator[tuple[str, str]]:
+    from nanodist.shards.summary import folders, set_aside
+
     manifest, facts = store.manifest, store.manifest.statistics
     yield "store", str(store.path)
     yield "hash", store.manifest_hash
@@ -51,11 +52,15 @@ def _rows(store: Store) -> Iterator[tuple[str, str]]:
     known = f"{sizes[0]:.4g} to {sizes[1]:.4g} nm" if sizes else "unknown"
     yield "pixel size", known + (f", unknown for {facts['pixel_size_unknown']}" if sizes else "")
     yield "packed with", ", ".join(f"{k}={v}" for k, v in manifest.options.items())
-    for reason, count in Counter(entry["reason"] for entry in manifest.dropped).most_common():
-        yield "set aside", f"{count}: {reason}"
+    for line in set_aside(manifest):
+        yield "set aside", line
+    joined = facts.get("near_duplicates") or {}
+    if joined:
+        yield "near duplicates", f"{sum(map(len, joined.values()))} groups became part of {len(joined)} others"
     other = manifest.provenance.get("other_files") or {}
     if other:
         yield "other files", ", ".join(f"{count} {suffix}" for suffix, count in other.items())
+    yield from folders(store)
     groups: dict[str | None, set[str]] = {}
     for label, group in zip(store.labels, store.groups, strict=True):
         groups.setdefault(label, set()).add(group)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections import Counter
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("sources", nargs="+", type=Path, metavar="SRC", help="Folder of micrographs (with all below it) or a file.")
     add("--out", type=Path, required=True, metavar="STORE", help="Folder of the store, new or empty.")
     add("--append", action="store_true", help="Add to the store at --out; its shards stay as they are.")
-    add("--labels", metavar="folder|FILE.csv:COLUMN", help="Label by folder name, or by a CSV with a 'file' column.")
+    add(
+        "--labels",
+        metavar="folder|masks|FILE.csv:COLUMN",
+        help="Label by folder name, by a CSV with a 'file' column, or by the class that fills most of a tile's mask.",
+    )
+    add(
+        "--masks",
+        action="append",
+        default=[],
+        metavar="FOLDER=MASKS|FILE.csv:COLUMN",
+        help="Where the masks of micrographs are, such as images=masks; they go into the shards (repeatable).",
+    )
     add(
         "--groups",
         default="file",
@@ -45,6 +56,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--part-seed", type=int, default=0, help="With --part: seed of that choice.")
     add("--tile", type=_tile, metavar="PX|none", help="Side of the tiles in pixels (256), or none to keep all.")
     add("--overlap", type=int, metavar="PX", help="Pixels that neighbouring tiles share at least (0).")
+    add(
+        "--pixel-size-nm",
+        type=float,
+        metavar="NM",
+        help="Bring all micrographs to pixels of this size; those of unknown or far coarser pixels are set aside.",
+    )
+    add(
+        "--bars",
+        choices=("keep", "cut", "mask"),
+        help="Scale bars and information bars that are burned in: keep (default), cut off, or paint over.",
+    )
+    add(
+        "--preview",
+        type=Path,
+        metavar="FILE.png",
+        help="Pack nothing; draw what --bars would cut or paint over, on micrographs of all folders.",
+    )
+    add(
+        "--empty-tiles",
+        choices=("drop", "keep"),
+        help="Tiles without contrast, or saturated over more than half: drop (default, and say so) or keep.",
+    )
+    add(
+        "--near-duplicates",
+        choices=("group", "drop", "keep"),
+        help="Micrographs that show the same: put into one group (default), keep the first alone, or compare none.",
+    )
     add("--depth", type=int, choices=(8, 16), help="Bits a pixel in the store (8).")
     add(
         "--normalise",
@@ -65,6 +103,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--workers", type=int, metavar="N", help="Processes a rank that convert; they change the time and nothing else."
     )
+
+
+_OPTIONS = (
+    "tile", "overlap", "pixel_size_nm", "bars", "empty_tiles", "near_duplicates", "depth", "normalise", "encoding",
+    "shard_mb",
+)  # fmt: skip
 
 
 def _tile(text: str) -> int | str:
@@ -92,6 +136,9 @@ def run(args: argparse.Namespace) -> int:
 def _pack(args: argparse.Namespace, ranks: Ranks) -> int:
     from nanodist.shards import Part, pack
 
+    if args.preview is not None:
+        return _preview(args) if ranks.rank == 0 else 0
+    began = time.monotonic()
     store = pack(
         args.sources,
         args.out,
@@ -102,12 +149,26 @@ def _pack(args: argparse.Namespace, ranks: Ranks) -> int:
         exclude=args.exclude,
         part=Part(args.part, args.test_share, args.part_seed) if args.part else None,
         calibration=args.calibration,
+        masks=args.masks,
         workers=args.workers,
         append=args.append,
         ranks=ranks,
     )
     if ranks.rank == 0:
-        _print(store)
+        _print(store, time.monotonic() - began)
+    return 0
+
+
+def _preview(args: argparse.Namespace) -> int:
+    from hpc.errors import UserError
+    from nanodist.shards.preview import preview_bars
+    from nanodist.shards.sources import find_sources
+
+    if args.preview.suffix.lower() != ".png" or args.bars not in ("cut", "mask"):
+        raise UserError("--preview must name a .png file, and shows what '--bars cut' or '--bars mask' does: say which")
+    sources, _ = find_sources(args.sources, args.exclude)
+    shown, found = preview_bars(sources, args.preview)
+    print(f"{args.preview}: {shown} of {len(sources)} files, bars in {found} of them; nothing was packed")
     return 0
 
 
@@ -116,24 +177,29 @@ def _options(args: argparse.Namespace) -> PackOptions:
     from nanodist.shards import PackOptions
     from nanodist.shards.grow import stored_options
 
-    given = {
-        name: getattr(args, name)
-        for name in ("tile", "overlap", "depth", "normalise", "encoding", "shard_mb")
-        if getattr(args, name) is not None
-    }
+    given = {name: getattr(args, name) for name in _OPTIONS if getattr(args, name) is not None}
     if given.get("tile") == "none":
         given["tile"] = None
     base = stored_options(args.out) if args.append else PackOptions()
     return dataclasses.replace(base, **given, skip_bad=args.skip_bad)
 
 
-def _print(store: Store) -> None:
+def _print(store: Store, seconds: float) -> None:
+    from nanodist.shards.summary import set_aside
+
     facts = store.manifest.statistics
     labels = f", {len(facts['labels'])} labels" if facts["labels"] else ""
     print(
         f"{store.path}: {len(store)} samples of {facts['sources']} files in {facts['groups']} groups{labels}, "
-        f"{len(store.manifest.shards)} shards, {sum(s.bytes for s in store.manifest.shards) / 1e6:.1f} MB"
+        f"{len(store.manifest.shards)} shards, {sum(s.bytes for s in store.manifest.shards) / 1e6:.1f} MB, "
+        f"{seconds:.1f} s"
     )
-    for reason, count in Counter(entry["reason"] for entry in store.manifest.dropped).most_common():
-        example = next(entry["source"] for entry in store.manifest.dropped if entry["reason"] == reason)
-        print(f"set aside {count}: {reason} (such as {example})")
+    for line in set_aside(store.manifest):
+        print(f"set aside {line}")
+    joined = facts.get("near_duplicates") or {}
+    if joined:
+        first = next(iter(joined))
+        print(
+            f"near duplicates: {sum(map(len, joined.values()))} groups became part of {len(joined)} others (such as "
+            f"{joined[first][0]} of {first})"
+        )

@@ -6,12 +6,13 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import BinaryIO
 
 from hpc import atomic
 from nanodist.shards.manifest import ShardEntry
 from nanodist.shards.merge import ShardPlan
-from nanodist.shards.pieces import data_path
-from nanodist.shards.tar import write_shard
+from nanodist.shards.pieces import data_path, json_bytes
+from nanodist.shards.tar import BLOCK, member, padded, write_shard
 
 _BLOCK_BYTES = 4 * 2**20
 
@@ -50,10 +51,25 @@ def _blocks(plan: ShardPlan, pieces: Path) -> Iterator[bytes]:
     for run in plan.runs:
         with open(data_path(pieces, run.piece), "rb") as file:
             file.seek(run.start)
+            if run.group is not None:
+                yield _regrouped(_exactly(file, run.length), run.json_bytes, run.group)
+                continue
             left = run.length
             while left > 0:
-                block = file.read(min(left, _BLOCK_BYTES))
-                if not block:
-                    raise EOFError(f"{data_path(pieces, run.piece)} became shorter while it was read")
+                block = _exactly(file, min(left, _BLOCK_BYTES))
                 yield block
                 left -= len(block)
+
+
+def _exactly(file: BinaryIO, length: int) -> bytes:
+    block = file.read(length)
+    if len(block) < length:
+        raise EOFError(f"{file.name} became shorter while it was read")
+    return block
+
+
+def _regrouped(members: bytes, length: int, group: str) -> bytes:
+    """The members of one sample, whose JSON, the last one and ``length`` bytes long, names ``group``."""
+    start = len(members) - padded(length)
+    facts = json.loads(members[start : start + length])
+    return members[: start - BLOCK] + member(f"{facts['key']}.json", json_bytes({**facts, "group": group}))

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+import json
+import re
+import tarfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,8 +16,20 @@ from hpc.errors import UserError
 from nanodist.shards.convert import PackOptions
 from nanodist.shards.index import Sample
 from nanodist.shards.manifest import Manifest, load_manifest
+from nanodist.shards.near import Nearness
 from nanodist.shards.store import Store
 from nanodist.shards.tally import Tally
+from nanodist.shards.tar import BLOCK, padded
+
+# Options of the store that what is added has to share.
+_SETTLED = (
+    "tile", "overlap", "depth", "normalise", "encoding", "pixel_size_nm", "bars", "empty_tiles", "near_duplicates",
+)  # fmt: skip
+# What older stores were packed with, which had no choice.
+_BEFORE_CHOICE = {
+    "encoding": "png", "pixel_size_nm": None, "bars": "keep", "empty_tiles": "keep", "near_duplicates": "keep",
+}  # fmt: skip
+_LONGEST_JSON = 2**20
 
 
 @dataclass
@@ -49,11 +65,11 @@ def open_base(path: Path, options: PackOptions) -> Base:
     """
     store = Store.open(path)
     stored = stored_options(path)
-    for name in ("tile", "overlap", "depth", "normalise", "encoding"):
+    for name in _SETTLED:
         if getattr(stored, name) != getattr(options, name):
             raise UserError(
-                f"{path} was packed with --{name} {getattr(stored, name)} and not {getattr(options, name)}: leave "
-                "that option out, or pack into a store of its own"
+                f"{path} was packed with --{name.replace('_', '-')} {getattr(stored, name)} and not "
+                f"{getattr(options, name)}: leave that option out, or pack into a store of its own"
             )
     samples = list(store.samples)
     return Base(store, samples, _tally(store, samples))
@@ -65,7 +81,7 @@ def stored_options(path: Path) -> PackOptions:
     Raises:
         UserError: no store, not packed by ``pack``, or holding one part of a collection.
     """
-    values = {"encoding": "png", **load_manifest(path).options}  # older stores had no choice
+    values = {**_BEFORE_CHOICE, **load_manifest(path).options}
     if "part" in values:
         raise UserError(
             f"{path} holds the part '{values['part'].get('name')}' of a collection: adding to it could put a group on "
@@ -75,6 +91,55 @@ def stored_options(path: Path) -> PackOptions:
     if not names <= values.keys():
         raise UserError(f"{path} does not say how it was packed, so that nothing can be added: pack again")
     return PackOptions(**{name: values[name] for name in names})
+
+
+def stored_hashes(store: Store) -> list[tuple[str, str, str]]:
+    """Source, group and perceptual hash of each micrograph of a store, from the JSON of its first tile.
+
+    Raises:
+        UserError: a shard that cannot be read.
+    """
+    found: dict[tuple[str, str], tuple[str, str, str]] = {}
+    last = ""
+    for sample in store.samples:
+        micrograph = sample.key.rpartition("-y")[0] or sample.key
+        if (sample.source, micrograph) in found or micrograph == last:
+            continue
+        last = micrograph
+        bits = _json(store, sample).get("perceptual_hash")
+        if isinstance(bits, str) and re.fullmatch(r"[0-9a-f]{64}", bits):
+            found[sample.source, micrograph] = (sample.source, sample.group, bits)
+    return list(found.values())
+
+
+def _json(store: Store, sample: Sample) -> dict[str, Any]:
+    """The JSON of a sample, which follows its image, or its mask after that; nothing where there is none."""
+    path = store.path / store.manifest.shards[sample.shard].file
+    try:
+        with open(path, "rb") as file:
+            file.seek(sample.offset + padded(sample.size))
+            for _ in range(2):
+                info = tarfile.TarInfo.frombuf(file.read(BLOCK), "ascii", "strict")
+                if info.name == f"{sample.key}.json" and info.size <= _LONGEST_JSON:
+                    found = json.loads(file.read(info.size))
+                    return found if isinstance(found, dict) else {}
+                file.seek(padded(info.size), 1)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): run 'nanodist verify {store.path}'") from None
+    except (tarfile.HeaderError, ValueError):
+        pass
+    return {}
+
+
+def regrouped(samples: Sequence[Sample], near: Nearness) -> list[Sample]:
+    """Samples of a store with the groups that near duplicates among what is added bring together.
+
+    The index says so; the JSON in the shards, which stay as they are, has the group that a sample was packed with.
+    """
+    return [
+        replace(sample, group=near.group(sample.group)) if sample.group in near.group_of else sample
+        for sample in samples
+    ]
 
 
 def sums(tally: Tally) -> dict[str, int]:
@@ -130,6 +195,11 @@ def grown(old: Manifest, new: Manifest) -> Manifest:
     dropped = old.dropped + [entry for entry in new.dropped if tuple(sorted(entry.items())) not in before]
     history = [*old.provenance.get("grown_from", []), old.content_hash]
     values = {field.name: getattr(new, field.name) for field in fields(Manifest)}
+    # What brought groups together before does so still.
+    before_near = old.statistics.get("near_duplicates", {})
+    values["statistics"] = {
+        **new.statistics, "near_duplicates": merged_groups(before_near, new.statistics["near_duplicates"]),
+    }  # fmt: skip
     values |= {
         "shards": [*old.shards, *new.shards],
         "options": old.options,
@@ -137,3 +207,12 @@ def grown(old: Manifest, new: Manifest) -> Manifest:
         "provenance": {**old.provenance, **new.provenance, "grown_from": history},
     }
     return Manifest(**values)
+
+
+def merged_groups(old: dict[str, list[str]], new: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Groups that are part of others: as ``old`` has it, after ``new`` brought some of those together."""
+    where = {name: group for group, names in new.items() for name in names}
+    result: dict[str, set[str]] = {group: set(names) for group, names in new.items()}
+    for group, names in old.items():
+        result.setdefault(where.get(group, group), set()).update(names)
+    return {group: sorted(names) for group, names in sorted(result.items())}

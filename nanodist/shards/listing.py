@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from hpc.errors import UserError
 from nanodist.shards.calibration import Given, read_calibration
+from nanodist.shards.masks import find_masks
 from nanodist.shards.parts import Part, held_out
 from nanodist.shards.sources import Source, read_values
 
@@ -16,12 +18,17 @@ UNLISTED = ("error", "keep", "skip")
 
 @dataclass(frozen=True)
 class Listed:
-    """One file to pack, with what its samples carry, and a pixel size that takes the place of its own."""
+    """One file to pack, with what its samples carry, and a pixel size that takes the place of its own.
+
+    With ``mask_label`` the label of each sample is what its part of the ``mask`` shows.
+    """
 
     source: Source
     label: str | None
     group: str
     calibration: Given | None = None
+    mask: Path | None = None
+    mask_label: bool = False
 
 
 @dataclass
@@ -39,28 +46,36 @@ def list_files(
     unlisted: str,
     part: Part | None = None,
     calibration: Path | None = None,
+    masks: Sequence[str] = (),
 ) -> Listing:
-    """Give every source its label and group, and keep those of ``part``.
+    """Give every source its label, group and mask, and keep those of ``part``; masks are no micrographs of their own.
 
     Args:
         found: all micrographs.
-        labels: ``folder`` or ``FILE.csv:COLUMN``.
+        labels: ``folder``, ``masks`` or ``FILE.csv:COLUMN``.
         groups: ``file``, ``folder`` or ``FILE.csv:COLUMN``.
         unlisted: ``error``, ``keep`` (no label, a group of its own) or ``skip``.
         part: take only the groups to train on, or only those that are held out; ``None`` takes all.
         calibration: a CSV of pixel sizes that take the place of the files' own.
+        masks: where masks are, see :func:`nanodist.shards.masks.find_masks`.
 
     Raises:
         UserError: tables that do not fit, or nothing left.
     """
     if unlisted not in UNLISTED:
         raise UserError(f"--unlisted is '{unlisted}'; it must be one of {', '.join(UNLISTED)}")
-    label_of = read_values(labels, found, "labels") if labels else [None] * len(found)
+    if labels == "masks" and not masks:
+        raise UserError("--labels masks needs --masks, which says where they are")
+    mask_of = find_masks(masks, found) if masks else {}
+    taken = {os.path.realpath(mask) for mask in mask_of.values()}
+    found = [source for source in found if os.path.realpath(source.path) not in taken]
+    by_table = labels if labels != "masks" else None
+    label_of = read_values(by_table, found, "labels") if by_table else [None] * len(found)
     group_of = read_values(groups, found, "groups")
     missing = [
         source
         for source, label, group in zip(found, label_of, group_of, strict=True)
-        if (labels and label is None) or group is None
+        if (by_table and label is None) or group is None
     ]
     if missing and unlisted == "error":
         raise UserError(
@@ -72,16 +87,20 @@ def list_files(
         raise UserError(f"none of the {len(found)} micrographs (such as {found[0].name}) is listed in the CSV")
     given = read_calibration(calibration, found) if calibration else [None] * len(found)
     files = [
-        Listed(source, label, group or source.name, size)
+        Listed(source, label, group or source.name, size, mask_of.get(source.path), labels == "masks")
         for source, label, group, size in zip(found, label_of, group_of, given, strict=True)
         if source.name not in names
     ]
     dropped = [{"source": name, "reason": "not listed in the CSV"} for name in sorted(names)]
-    return Listing(_of_part(files, part), dropped)
+    return Listing(files if part is None else of_part(files, part), dropped)
 
 
-def _of_part(files: list[Listed], part: Part | None) -> list[Listed]:
-    if part is None:
-        return files
-    test = held_out([file.label for file in files], [file.group for file in files], part)
-    return [file for file in files if (file.group in test) == (part.name == "test")]
+def of_part(files: Sequence[Listed], part: Part, group_of: Callable[[str], str] = str) -> list[Listed]:
+    """The files of a part, where ``group_of`` says which group a file's own group is part of.
+
+    Raises:
+        UserError: a label with a single group.
+    """
+    groups = [group_of(file.group) for file in files]
+    test = held_out([file.label for file in files], groups, part)
+    return [file for file, group in zip(files, groups, strict=True) if (group in test) == (part.name == "test")]

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,15 +29,16 @@ from nanodist._version import __version__
 from nanodist.shards import index
 from nanodist.shards.assemble import assemble, whole_shard
 from nanodist.shards.convert import PackOptions
-from nanodist.shards.grow import check_new_keys, grown, no_base, open_base, sums
+from nanodist.shards.grow import check_new_keys, grown, no_base, open_base, regrouped, stored_hashes, sums
 from nanodist.shards.index import Sample
-from nanodist.shards.listing import list_files
+from nanodist.shards.listing import list_files, of_part
 from nanodist.shards.make import make_pieces, worker_count
 from nanodist.shards.manifest import INDEX_NAME, NAME, Manifest, ShardEntry, kept_name
 from nanodist.shards.merge import Merger, ShardPlan
+from nanodist.shards.near import Nearness, find_near
 from nanodist.shards.pack_ranks import OtherRankFailed, Ranks, cores
 from nanodist.shards.parts import Part
-from nanodist.shards.pieces import has_data, load_piece
+from nanodist.shards.pieces import Piece, Seen, has_data, load_piece
 from nanodist.shards.sources import find_sources
 from nanodist.shards.staging import Staging
 from nanodist.shards.store import Store
@@ -58,6 +59,7 @@ class _Request:
     exclude: tuple[str, ...]
     part: Part | None
     calibration: Path | None
+    masks: tuple[str, ...]
     append: bool
 
 
@@ -72,6 +74,7 @@ def pack(
     exclude: Sequence[str] = (),
     part: Part | None = None,
     calibration: Path | None = None,
+    masks: Sequence[str] = (),
     workers: int | None = 0,
     append: bool = False,
     ranks: Ranks | None = None,
@@ -82,7 +85,7 @@ def pack(
         sources: folders (taken with all that is below) and files.
         out: folder of the store, new or empty; it appears once it is whole.
         options: tiles, depth, shard size.
-        labels: ``folder`` or ``FILE.csv:COLUMN``.
+        labels: ``folder``, ``FILE.csv:COLUMN``, or ``masks`` (the class that fills most of a tile).
         groups: ``file`` (every file is a group), ``folder`` or ``FILE.csv:COLUMN``.
         unlisted: what to do with files that a CSV does not list: ``error``, ``keep`` (no label, a group of its own)
             or ``skip``.
@@ -90,6 +93,8 @@ def pack(
         part: take only the groups to train on, or only those that are held out; ``None`` takes all.
         calibration: a CSV of pixel sizes that take the place of the files' own, with the columns ``file``,
             ``pixel_size_nm`` (or ``pixel_size_nm_y`` and ``pixel_size_nm_x``) and, if known, ``uncertainty``.
+        masks: where the masks of micrographs are, as ``FOLDER=MASKS`` or ``FILE.csv:COLUMN``; they go into the shards
+            with the tiles, and are no micrographs of their own.
         workers: processes a rank, 0 for this one alone; ``None`` takes one a core where there is work for them. They
             change nothing but the time. They are spawned, so that a script that asks for them needs a
             ``if __name__ == "__main__"``.
@@ -111,6 +116,7 @@ def pack(
         tuple(exclude),
         part,
         Path(os.path.abspath(calibration)) if calibration else None,
+        tuple(masks),
         append,
     )
     work = _Packing(request, sources, ranks or Ranks(), workers)
@@ -162,7 +168,11 @@ class _Packing:
         request, staging = self.request, self.staging
         found, self.other = find_sources(self.sources, request.exclude)
         self.found = len(found)
-        listing = list_files(found, request.labels, request.groups, request.unlisted, request.part, request.calibration)
+        # Near duplicates must be known before a split, so that it does not part them.
+        early = request.part if request.options.near_duplicates == "keep" else None
+        listing = list_files(
+            found, request.labels, request.groups, request.unlisted, early, request.calibration, request.masks
+        )
         self.dropped = listing.dropped
         self.units = plan_units(listing.files, request.options)
         self.command = _digest([asdict(request.options), self.dropped, [unit.digest for unit in self.units]])
@@ -191,16 +201,20 @@ class _Packing:
         """The shards that are not whole yet, and the units whose pieces they need and lack."""
         options, staging = self.request.options, self.staging
         old = self.base.manifest
+        self.pointless = True  # what the pieces say will not change
+        near, names = self._near()
         merger = Merger(
-            round(options.shard_mb * 2**20), len(old.shards) if old else 0, options.skip_bad, self.base.tally
+            round(options.shard_mb * 2**20),
+            len(old.shards) if old else 0,
+            options.skip_bad,
+            near,
+            names,
+            self._part(near),
+            self.base.tally,
         )
         merger.dropped += self.dropped
-        self.pointless = True  # what the pieces say will not change
         lacking = []
-        for unit in self.units:
-            piece = load_piece(staging.pieces, unit.digest)
-            if piece is None:
-                raise RuntimeError(f"the piece {unit.digest} vanished from {staging.pieces}")
+        for unit, piece in self._pieces():
             merger.add(unit, piece)
             if not has_data(staging.pieces, piece):
                 lacking.append(unit)
@@ -214,6 +228,36 @@ class _Packing:
         left = [plan for plan in merger.shards if whole_shard(plan, staging.shards, staging.records) is None]
         needed = {run.piece for plan in left for run in plan.runs}
         return left, [unit for unit in lacking if unit.digest in needed]
+
+    def _pieces(self) -> Iterator[tuple[Unit, Piece]]:
+        for unit in self.units:
+            piece = load_piece(self.staging.pieces, unit.digest)
+            if piece is None:
+                raise RuntimeError(f"the piece {unit.digest} vanished from {self.staging.pieces}")
+            yield unit, piece
+
+    def _near(self) -> tuple[Nearness, list[str]]:
+        """What becomes of near duplicates, and the names of the micrographs that were compared."""
+        mode = self.request.options.near_duplicates
+        if mode == "keep":
+            return Nearness(), []
+        old = stored_hashes(self.base.store) if self.base.store else []
+        new = [
+            (unit.files[entry.file], entry.near)
+            for unit, piece in self._pieces()
+            for entry in piece.entries
+            if isinstance(entry, Seen)
+        ]
+        near = find_near(mode, [(group, bits) for _, group, bits in old], [(file.group, bits) for file, bits in new])
+        return near, [*(name for name, _, _ in old), *(file.source.name for file, _ in new)]
+
+    def _part(self, near: Nearness) -> frozenset[str] | None:
+        """Names of the files of the part that is asked for, where near duplicates had to be known first."""
+        part = self.request.part
+        if part is None or self.request.options.near_duplicates == "keep":
+            return None
+        files = [file for unit in self.units if unit.slice[0] == 0 for file in unit.files]
+        return frozenset(file.source.name for file in of_part(files, part, near.group))
 
     def _assemble(self, plans: list[ShardPlan]) -> None:
         bar = Progress(len(plans), "writing", "shards", self.ranks.rank == 0)
@@ -232,7 +276,7 @@ class _Packing:
         shards = [entry for entry in entries if entry is not None]
         if len(shards) < len(entries):
             raise RuntimeError(f"a shard vanished from {staging.shards}")
-        samples = [*self.base.samples, *merger.samples]
+        samples = [*(regrouped(self.base.samples, merger.near)), *merger.samples]
         data = index.to_bytes(samples)
         manifest = _manifest(self, samples, data, shards)
         if old:
@@ -257,7 +301,7 @@ def _manifest(work: _Packing, samples: list[Sample], data: bytes, shards: list[S
         index={"file": name, "bytes": len(data), "xxh3": xxhash.xxh3_128_hexdigest(data)},
         samples=len(samples),
         depth=options.depth,
-        statistics=statistics(samples, tally, options.depth),
+        statistics=statistics(samples, tally, options.depth, work.merger.near),
         options={
             **{k: v for k, v in asdict(options).items() if k != "skip_bad"},
             **({"part": asdict(part)} if part else {}),

@@ -16,15 +16,20 @@ from typing import Any, BinaryIO
 from hpc import atomic
 from hpc.errors import UserError
 from nanodist.decoding.codec import sample_hash
-from nanodist.shards.convert import PackOptions, Tile, convert, count_pages
+from nanodist.shards.convert import Dropped, PackOptions, Tile, convert, count_pages
 from nanodist.shards.listing import Listed
+from nanodist.shards.masks import MASK_SUFFIX
 from nanodist.shards.tar import member
 from nanodist.shards.units import Unit
 
 
 @dataclass(frozen=True)
 class PieceTile:
-    """A sample in a piece: number of its file in the unit, key, facts, and its ``length`` bytes from ``start``."""
+    """A sample in a piece: number of its file in the unit, key, facts, and its ``length`` bytes from ``start``.
+
+    Its members are the image (``size`` bytes), perhaps a mask, and last the JSON (``json_bytes``). ``label`` is that of
+    the listing, or what its mask says.
+    """
 
     file: int
     key: str
@@ -39,6 +44,8 @@ class PieceTile:
     total: int
     total_of_squares: int
     suffix: str
+    json_bytes: int
+    label: str | None
 
 
 _COLUMNS = [column.name for column in fields(PieceTile)]
@@ -46,11 +53,26 @@ _COLUMNS = [column.name for column in fields(PieceTile)]
 
 @dataclass(frozen=True)
 class SetAside:
-    """A micrograph that gives no sample: number of its file in the unit, the reason, and whether the file is bad."""
+    """A micrograph that gives no sample, or a tile (``key``) that shows nothing.
+
+    Number of its file in the unit, the reason, and whether the file is bad.
+    """
 
     file: int
     reason: str
     bad: bool
+    key: str = ""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A micrograph whose tiles follow: number of its file in the unit, and its perceptual hash."""
+
+    file: int
+    near: str
+
+
+Entry = PieceTile | SetAside | Seen
 
 
 @dataclass(frozen=True)
@@ -59,7 +81,7 @@ class Piece:
 
     digest: str
     bytes: int
-    entries: list[PieceTile | SetAside]
+    entries: list[Entry]
 
 
 def bad_file(reason: str) -> UserError:
@@ -89,7 +111,7 @@ def make_piece(unit: Unit, options: PackOptions, folder: Path) -> int:
         UserError: an unreadable file, unless ``options.skip_bad``.
         OSError: the disk is full.
     """
-    entries: list[PieceTile | SetAside] = []
+    entries: list[Entry] = []
     temporary = folder / f".{unit.digest}.{os.getpid()}.tmp"
     micrographs = length = 0
     try:
@@ -119,17 +141,16 @@ def load_piece(folder: Path, digest: str) -> Piece | None:
         return None
 
 
-def _entry(row: list[Any]) -> PieceTile | SetAside:
-    if len(row) == 3:
-        return SetAside(*row)
+def _entry(row: list[Any]) -> Entry:
+    kind = {len(fields(other)): other for other in (SetAside, Seen)}.get(len(row))
+    if kind is not None:
+        return kind(*row)
     at = _COLUMNS.index("pixel_size_nm")
     row[at] = tuple(row[at]) if row[at] else None
     return PieceTile(*row)
 
 
-def _converted(
-    number: int, listed: Listed, unit: Unit, options: PackOptions, file: BinaryIO
-) -> Iterator[PieceTile | SetAside]:
+def _converted(number: int, listed: Listed, unit: Unit, options: PackOptions, file: BinaryIO) -> Iterator[Entry]:
     path = listed.source.path
     pages = count_pages(path)
     if isinstance(pages, str):
@@ -138,26 +159,36 @@ def _converted(
         return
     i, n = unit.slice
     for page in range(pages * i // n, pages * (i + 1) // n):
-        converted = convert(path, page, options, listed.calibration)
+        converted = convert(path, page, options, listed.calibration, listed.mask)
         if converted.reason is not None:
             yield _set_aside(number, listed, converted.reason, converted.bad, options)
+        if converted.near is not None:
+            yield Seen(number, converted.near)
         for tile in converted.tiles:
-            yield _write(number, listed, tile, file)
+            if isinstance(tile, Dropped):
+                yield SetAside(number, tile.reason, False, listed.source.stem + tile.ending)
+            else:
+                yield _write(number, listed, tile, file)
 
 
 def _set_aside(number: int, listed: Listed, reason: str, bad: bool, options: PackOptions) -> SetAside:
     if bad and not options.skip_bad:
         raise bad_file(reason)
     # The path would make the manifest depend on where the files lie.
+    if listed.mask is not None:
+        reason = reason.replace(str(listed.mask), f"its mask {listed.mask.name}")
     return SetAside(number, reason.replace(str(listed.source.path), "the file"), bad)
 
 
 def _write(number: int, listed: Listed, tile: Tile, file: BinaryIO) -> PieceTile:
     key = listed.source.stem + tile.ending
-    facts = {"key": key, "source": listed.source.name, "label": listed.label, "group": listed.group, **tile.facts}
-    text = json.dumps(facts, ensure_ascii=False, allow_nan=False).encode()
+    label = tile.label if listed.mask_label else listed.label
+    facts = {"key": key, "source": listed.source.name, "label": label, "group": listed.group, **tile.facts}
+    text = json_bytes(facts)
     start = file.tell()
     file.write(member(f"{key}.{tile.facts['encoding']}", tile.image))
+    if tile.mask is not None:
+        file.write(member(f"{key}.{MASK_SUFFIX}", tile.mask))
     file.write(member(f"{key}.json", text))
     size_nm = tile.facts["pixel_size_nm"]
     return PieceTile(
@@ -174,4 +205,11 @@ def _write(number: int, listed: Listed, tile: Tile, file: BinaryIO) -> PieceTile
         total=tile.total,
         total_of_squares=tile.total_of_squares,
         suffix=tile.facts["encoding"],
+        json_bytes=len(text),
+        label=label,
     )
+
+
+def json_bytes(facts: dict[str, Any]) -> bytes:
+    """The JSON of a sample as it stands in a shard."""
+    return json.dumps(facts, ensure_ascii=False, allow_nan=False).encode()

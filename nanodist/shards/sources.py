@@ -117,7 +117,7 @@ def read_values(spec: str, sources: Sequence[Source], what: str) -> list[str | N
     Args:
         spec: ``file`` (the source's name), ``folder`` (the name of the folder that it lies in), or ``FILE.csv:COLUMN``.
         sources: the files to pack.
-        what: ``labels`` or ``groups``, for errors.
+        what: ``labels``, ``groups`` or ``masks``, for errors.
 
     Raises:
         UserError: no such file or column, two values for one file, or a row that fits several files.
@@ -128,7 +128,7 @@ def read_values(spec: str, sources: Sequence[Source], what: str) -> list[str | N
         return [source.path.parent.name for source in sources]
     file, separator, column = spec.rpartition(":")
     if not separator or not file or not column or not file.lower().endswith(".csv"):
-        words = "'file', 'folder'" if what == "groups" else "'folder'"
+        words = {"groups": "'file', 'folder'", "labels": "'folder', 'masks'"}.get(what, "FOLDER=MASKS")
         raise UserError(f"--{what} is '{spec}'; it must be {words} or FILE.csv:COLUMN")
     rows = _read_csv(Path(file), column, what)
     values: dict[Path, str] = {}

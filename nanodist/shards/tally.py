@@ -7,6 +7,7 @@ from collections import Counter
 from typing import Any
 
 from nanodist.shards.index import Sample
+from nanodist.shards.near import Nearness
 from nanodist.shards.pieces import PieceTile
 
 
@@ -49,8 +50,11 @@ class Tally:
         return self.total / (self.pixels * top), math.sqrt(variance) / (self.pixels * top)
 
 
-def statistics(samples: list[Sample], tally: Tally, depth: int) -> dict[str, Any]:
+def statistics(samples: list[Sample], tally: Tally, depth: int, near: Nearness) -> dict[str, Any]:
     """What the manifest says about all samples together."""
+    grouped: dict[str, list[str]] = {}
+    for name, group in sorted(near.group_of.items()):
+        grouped.setdefault(group, []).append(name)
     mean, std = tally.mean_and_std(depth)
     sizes_nm = [max(s.pixel_size_nm) for s in samples if s.pixel_size_nm]
     tiles = Counter(f"{s.height}x{s.width}" for s in samples)
@@ -64,4 +68,6 @@ def statistics(samples: list[Sample], tally: Tally, depth: int) -> dict[str, Any
         "labels": dict(sorted(labels.items())),
         "groups": len({s.group for s in samples}),
         "sources": len({s.source for s in samples}),
+        # Groups that near duplicates have brought together, by the name that all of them have now.
+        "near_duplicates": dict(sorted(grouped.items())),
     }

@@ -20,6 +20,11 @@ def shard_name(number: int) -> str:
     return f"shard-{number:06d}.tar"
 
 
+def padded(length: int) -> int:
+    """How many bytes of whole blocks ``length`` bytes take."""
+    return length + -length % BLOCK
+
+
 def member(name: str, data: bytes) -> bytes:
     """A USTAR member with time and owner zero (no PAX headers, which webdataset's own writer adds to each)."""
     info = tarfile.TarInfo(name)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, astuple, dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ MAX_FILES = 16
 MAX_BYTES = 32 * 2**20
 _MAX_SLICES = 64
 # Raised when what a unit becomes changes, so that no piece of an older nanodist is taken for a new one.
-_FORMAT = 2
+_FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def plan_units(files: Sequence[Listed], options: PackOptions) -> list[Unit]:
     Raises:
         UserError: a file that went away since it was found.
     """
-    stats = [_stat(file) for file in files]
+    stats = [_stat(file.source.path) for file in files]
     units: list[Unit] = []
     first, length = 0, 0
     for i, (size, _) in enumerate(stats):
@@ -70,18 +71,19 @@ def plan_units(files: Sequence[Listed], options: PackOptions) -> list[Unit]:
     return units
 
 
-def _stat(file: Listed) -> tuple[int, int]:
+def _stat(path: Path) -> tuple[int, int]:
     try:
-        found = os.stat(file.source.path)
+        found = os.stat(path)
     except OSError as error:
-        raise UserError(f"{file.source.path} cannot be read: {error.strerror}") from None
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
     return found.st_size, found.st_mtime_ns
 
 
 def _file_facts(file: Listed, stat: tuple[int, int]) -> list[Any]:
     given = list(astuple(file.calibration)) if file.calibration else None
     beside = companion(file.source.path)
-    return [file.source.name, file.source.stem, file.label, file.group, given, *stat, beside]
+    mask = [file.mask.name, *_stat(file.mask), file.mask_label] if file.mask else None
+    return [file.source.name, file.source.stem, file.label, file.group, given, *stat, beside, mask]
 
 
 @cache
@@ -104,6 +106,8 @@ def _unit(
 ) -> Unit:
     # How large a shard is and what happens to bad files is settled later, from the same pieces.
     converting = {k: v for k, v in asdict(options).items() if k not in ("shard_mb", "skip_bad")}
+    if options.near_duplicates != "keep":
+        converting["near_duplicates"] = "group"  # what becomes of them is settled later as well
     facts = [
         _FORMAT,
         [__version__, np.__version__, PIL.__version__, tifffile.__version__, *_optional_versions()],

@@ -250,7 +250,7 @@ def test_unlisted_micrographs(folder, tmp_path):
         (["wires/b.png,w,s"], "name,label,session", "meta.csv:label", "no column 'file'"),
         (["wires/b.png,w,s", "wires/b.png,v,s"], "file,label,session", "meta.csv:label", "gives two labels"),
         ([], "file,label,session", "gone.csv:label", "does not exist"),
-        ([], "file,label,session", "meta.csv", "must be 'folder' or FILE.csv:COLUMN"),
+        ([], "file,label,session", "meta.csv", "must be 'folder', 'masks' or FILE.csv:COLUMN"),
     ],
 )
 def test_tables_that_do_not_fit(folder, tmp_path, rows, header, spec, words):

@@ -1,0 +1,122 @@
+"""Masks that lie beside micrographs: which belongs to which, and what a tile's share of one says."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hpc.errors import UserError
+from nanodist.micrographs import SUFFIXES, count_micrographs, read_micrograph
+from nanodist.shards.sources import Source, read_values
+
+# Any reader of a store's tars reads it, and webdataset gives it under "mask.png".
+MASK_ENCODING = "png"
+MASK_SUFFIX = "mask.png"
+# A class counts as the label of a tile from this share of its pixels on.
+LEAST_SHARE = 0.01
+_MOST_LISTED = 64
+
+
+def find_masks(specs: Sequence[str], sources: Sequence[Source]) -> dict[Path, Path]:
+    """The mask of each source that has one.
+
+    Args:
+        specs: ``FOLDER=MASKS`` (the mask of ``FOLDER/a/x.tif`` is ``MASKS/a/x.*``; the last folder of that name is
+            meant) or ``FILE.csv:COLUMN`` (paths from the CSV's folder); of several, the first that has one counts.
+        sources: what is packed.
+
+    Raises:
+        UserError: a spec that is none, that fits nothing, or a mask that is not there.
+    """
+    found: dict[Path, Path] = {}
+    for spec in specs:
+        matches = _from_table(spec, sources) if ".csv:" in spec.lower() else _from_folders(spec, sources)
+        if not matches:
+            raise UserError(
+                f"--masks {spec} gives a mask to none of the {len(sources)} files (such as {sources[0].name})"
+            )
+        for path, mask in matches.items():
+            found.setdefault(path, mask)
+    return found
+
+
+def _from_table(spec: str, sources: Sequence[Source]) -> dict[Path, Path]:
+    folder = Path(os.path.abspath(spec.rpartition(":")[0])).parent
+    matches = {}
+    for source, name in zip(sources, read_values(spec, sources, "masks"), strict=True):
+        if name:
+            mask = Path(os.path.normpath(folder / name))
+            if not mask.is_file():
+                raise UserError(f"{mask}, named by --masks as the mask of {source.name}, does not exist")
+            matches[source.path] = mask
+    return matches
+
+
+def _from_folders(spec: str, sources: Sequence[Source]) -> dict[Path, Path]:
+    images, separator, masks = spec.partition("=")
+    if not separator or not images or not masks or images == masks:
+        raise UserError(f"--masks is '{spec}'; it must be FOLDER=MASKS, such as images=masks, or FILE.csv:COLUMN")
+    matches = {}
+    folders: dict[Path, dict[str, Path]] = {}
+    for source in sources:
+        parts = source.path.parts
+        places = [i for i, part in enumerate(parts[:-1]) if part == images]
+        if not places:
+            continue
+        folder = Path(*parts[: places[-1]], masks, *parts[places[-1] + 1 : -1])
+        if folder not in folders:
+            files = sorted(folder.iterdir()) if folder.is_dir() else []
+            folders[folder] = {_stem(f.name): f for f in files if f.name.lower().endswith(SUFFIXES)}
+        mask = folders[folder].get(_stem(source.path.name))
+        if mask is not None:
+            matches[source.path] = mask
+    return matches
+
+
+def _stem(name: str) -> str:
+    suffix = next((s for s in sorted(SUFFIXES, key=len, reverse=True) if name.lower().endswith(s)), "")
+    return name[: len(name) - len(suffix)]
+
+
+def read_mask(path: Path, page: int, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    """(H, W) uint8 or uint16 numbers of classes or instances; of a file of one page, that page for all.
+
+    Raises:
+        UserError: unreadable, of another ``shape`` than its micrograph, or no whole numbers from 0 to 65535.
+    """
+    pixels = read_micrograph(path, page if count_micrographs(path) > 1 else 0).pixels
+    if pixels.shape != shape:
+        raise UserError(
+            f"{path} is a mask of {pixels.shape[0]} x {pixels.shape[1]} pixels, and its micrograph has "
+            f"{shape[0]} x {shape[1]}: make them alike"
+        )
+    low, high = pixels.min(), pixels.max()
+    if pixels.dtype.kind not in "iu" or low < 0 or high > 65535:
+        raise UserError(
+            f"{path} is a mask of {pixels.dtype} values from {low} to {high}: masks hold whole numbers from 0 to 65535"
+        )
+    return np.asarray(pixels, np.uint8 if high < 256 and pixels.dtype.itemsize == 1 else np.uint16)
+
+
+def describe(mask: npt.NDArray[Any]) -> dict[str, Any]:
+    """What a tile's JSON says of its mask: ``shares`` of the numbers in it, or how many there are, if many."""
+    values, counts = np.unique(mask, return_counts=True)
+    facts: dict[str, Any] = {"encoding": MASK_ENCODING, "values": len(values)}
+    if len(values) <= _MOST_LISTED:
+        facts["shares"] = {
+            str(v): round(n / mask.size, 6) for v, n in zip(values.tolist(), counts.tolist(), strict=True)
+        }
+    return facts
+
+
+def main_class(mask: npt.NDArray[Any]) -> str:
+    """The class that fills most of a tile, background (0) only where no other fills 1 % of it."""
+    values, counts = np.unique(mask, return_counts=True)
+    counts = np.where(values == 0, 0, counts)
+    best = int(counts.argmax())
+    return str(values[best]) if counts[best] >= LEAST_SHARE * mask.size else "0"
