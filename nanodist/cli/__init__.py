@@ -21,6 +21,7 @@ COMMANDS = {
     "pretrain": "Pretrain an encoder on a store, as a recipe says.",
     "views": "Draw the augmented views that a recipe makes of a store's samples.",
     "finetune": "Fine-tune an encoder on a handful of labels, and test it on unseen micrographs.",
+    "predict": "Predict micrographs with a fine-tuned encoder, and say which are unlike anything it was trained on.",
     "probe": "Measure a frozen encoder by kNN and a linear probe over the number of labels.",
     "measure": "Measure what masks show: widths, lengths, domains and percolation, in nm.",
     "export": "Write a trained encoder so that others load it without nanodist.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +26,31 @@ def contact_sheet(store: Store, path: Path, count: int = 64, side: int = 128) ->
     """
     count = min(count, len(store))
     chosen = np.unique(np.linspace(0, len(store) - 1, count).round().astype(int)).tolist()
-    columns = int(np.ceil(np.sqrt(len(chosen))))
-    rows = -(-len(chosen) // columns)
+    cells = []
+    for i in chosen:
+        sample = store.samples[i]
+        cells.append((thumbnail(store.read(i), side), sample.label or sample.key))
+    draw_sheet(cells, path, side)
+
+
+def draw_sheet(cells: Sequence[tuple[Image.Image, str]], path: Path, side: int = 128) -> None:
+    """Write a PNG of pictures, each within ``side`` pixels, with a caption (its end, where it is long) below each."""
+    columns = int(np.ceil(np.sqrt(len(cells))))
+    rows = -(-len(cells) // columns)
     cell = side + _GAP
     sheet = Image.new("L", (columns * cell + _GAP, rows * (cell + _CAPTION) + _GAP), 255)
     draw = ImageDraw.Draw(sheet)
-    for place, i in enumerate(chosen):
+    for place, (picture, caption) in enumerate(cells):
         row, column = divmod(place, columns)
         x, y = _GAP + column * cell, _GAP + row * (cell + _CAPTION)
-        sheet.paste(_thumbnail(store.read(i), side), (x, y))
-        sample = store.samples[i]
-        caption = (sample.label or sample.key)[-side // 6 :].encode("ascii", "replace").decode()
-        draw.text((x, y + side), caption, fill=0)
+        sheet.paste(picture, (x, y))
+        draw.text((x, y + side), caption[-side // 6 :].encode("ascii", "replace").decode(), fill=0)
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path, "PNG")
 
 
-def _thumbnail(tile: npt.NDArray[Any], side: int) -> Image.Image:
+def thumbnail(tile: npt.NDArray[Any], side: int) -> Image.Image:
+    """A uint8 or uint16 (H, W) tile within ``side`` pixels; of 16 bits the upper 8."""
     image = Image.fromarray((tile >> 8).astype(np.uint8) if tile.dtype == np.uint16 else tile)
     image.thumbnail((side, side), Image.Resampling.BOX)
     return image

@@ -5,22 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from hpc.checkpoint.files import CheckpointError, candidates, is_whole, latest_checkpoint, read_state, read_tensors
 from hpc.config import build
 from hpc.errors import UserError
 from nanodist.downstream.finetune.model import Classifier, plain_head
+from nanodist.downstream.finetune.reference import Reference, read_reference
 from nanodist.encoders import EncoderSpec, create_trunk
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A classifier in eval mode on the CPU, with the names of its classes and where it came from."""
+    """A classifier in eval mode on the CPU, the names of its classes, and where it came from.
+
+    ``tile_px`` is the (height, width) of the tiles that it was trained on; ``reference`` knows what these looked like.
+    """
 
     model: Classifier
     classes: tuple[str, ...]
     checkpoint: Path
+    tile_px: tuple[int, int]
+    reference: Reference | None
 
 
 def chosen_checkpoint(checkpoints: Path) -> Path:
@@ -61,4 +65,6 @@ def load_classifier(run_dir: str | Path) -> Loaded:
         model.load_state_dict(weights)
     except (CheckpointError, KeyError, ValueError, RuntimeError) as error:
         raise UserError(f"{path}: cannot load the classifier: {' '.join(str(error).split())[:300]}") from None
-    return Loaded(model.to(torch.float32).eval(), tuple(task["classes"]), folder)
+    height, width = task["tile_px"]
+    classes = tuple(task["classes"])
+    return Loaded(model.float().eval(), classes, folder, (int(height), int(width)), read_reference(path))

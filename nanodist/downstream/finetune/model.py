@@ -42,6 +42,7 @@ class Classifier(nn.Module):
     ) -> None:
         super().__init__()
         self.trunk, self.head, self.spec = trunk, head, spec
+        self.features = int(head.get_submodule("1").get_parameter("weight").shape[1])
         self.frozen_statistics, self.precision = frozen_statistics, precision
 
     def train(self, mode: bool = True) -> Classifier:
@@ -56,18 +57,27 @@ class Classifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits (n, classes) of ``images`` (n, 1, H, W) in [0, 1]."""
         pixels = normalise(images.double() if self.precision == "fp64" else images, self.spec)
-        bf16 = self.precision == "bf16" and self.training
-        with torch.autocast(images.device.type, torch.bfloat16) if bf16 else contextlib.nullcontext():
+        bf16 = torch.autocast(images.device.type, torch.bfloat16)
+        with bf16 if self.precision == "bf16" else contextlib.nullcontext():
             return self.head(pooled_features(self.trunk, pixels, self.spec.pooling))  # type: ignore[no-any-return]
 
     @torch.inference_mode()
-    def probabilities(self, images: Tensor) -> Tensor:
-        """(n, classes) of whole ``images`` (n, 1, H, W): the mean over the looks and symmetries of :attr:`spec`.
+    def looked_at(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Probabilities (n, classes) and features (n, d) of whole ``images`` (n, 1, H, W) in [0, 1].
 
-        In float32 whatever the training ran in, so that a prediction does not depend on the machine's bf16.
+        Both are means over the looks and symmetries of :attr:`spec`. In float32 whatever the training ran in, so that
+        a prediction does not depend on the machine's bf16.
         """
-        shown = (view for s, c, count in self.spec.looks for view in symmetries(looked_at(images, s, c), count))
-        return torch.stack([self(view).float().softmax(1) for view in shown]).mean(0)
+        likely, features = [], []
+        for scale, crop_px, count in self.spec.looks:
+            for view in symmetries(looked_at(images, scale, crop_px), count):
+                pooled = pooled_features(self.trunk, normalise(view.to(self._dtype()), self.spec), self.spec.pooling)
+                likely.append(self.head(pooled).float().softmax(1))
+                features.append(pooled.float())
+        return torch.stack(likely).mean(0), torch.stack(features).mean(0)
+
+    def _dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
 
 
 def start_encoder(recipe: FinetuneRecipe) -> Encoder:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -28,6 +29,7 @@ from nanodist.downstream.finetune.data import Labels
 from nanodist.downstream.finetune.load import chosen_checkpoint
 from nanodist.downstream.finetune.model import learning_rate_scales, start_encoder
 from nanodist.downstream.finetune.recipe import FROM_TIMM, FinetuneRecipe
+from nanodist.downstream.finetune.reference import write_reference
 from nanodist.downstream.finetune.scores import SCORES_FILE, write_scores
 from nanodist.downstream.finetune.task import FinetuneTask
 
@@ -127,8 +129,10 @@ def _test(task: FinetuneTask, run: RunDir, recipe: FinetuneRecipe, fingerprint: 
     """Predict the test samples with the best checkpoint, or the last one where nothing ranked them; collective."""
     chosen = chosen_checkpoint(run.checkpoints)
     task.module.load_state_dict(read_tensors(chosen / "model.safetensors"))
-    probabilities = task.probabilities(task.labels.test)
+    probabilities, _ = task.predict(task.labels.test)
+    _, known = task.predict(np.sort(np.concatenate([task.labels.train, task.labels.validation])))
     if task.topology.is_main:
+        write_reference(run.path, known)
         tell(write_scores(run.path, recipe, task.labels, probabilities, chosen.name, fingerprint))
 
 

@@ -58,8 +58,8 @@ class FinetuneTask:
         self.recipe, self.labels, self.topology, self.device = recipe, labels, topology, device
         self.layout, self.group, self.micro_batches = layout, group, micro_batches
         self.batch_size = recipe.train.batch_size(len(labels.train))
-        tile = labels.check_one_size()
-        self.classifier: Classifier = build_classifier(recipe, len(labels.targets.classes), tile, layout)
+        self.tile_px = labels.check_one_size()
+        self.classifier: Classifier = build_classifier(recipe, len(labels.targets.classes), self.tile_px, layout)
         self.module: nn.Module = self.classifier
         self._weights = torch.from_numpy(class_weights(recipe, labels)).to(device)
         self._best, self._looks_since = math.inf, 0
@@ -107,26 +107,31 @@ class FinetuneTask:
         """Nothing beside the loss."""
         return {}
 
-    def probabilities(self, numbers: I64) -> F64:
-        """(n, classes) of samples of the dataset, without augmentation; collective: the ranks share the work."""
+    def predict(self, numbers: I64) -> tuple[F64, F64]:
+        """Probabilities (n, classes) and features (n, d) of samples of the dataset, without augmentation.
+
+        Collective: the ranks share the work.
+        """
         mine = np.arange(self.topology.rank, len(numbers), self.topology.world_size)
-        every = torch.zeros(len(numbers), len(self.labels.targets.classes), dtype=torch.float64, device=self.device)
+        classes = len(self.labels.targets.classes)
+        made = torch.zeros(len(numbers), classes + self.classifier.features, dtype=torch.float64, device=self.device)
         self.module.eval()
         for places in _same_size_runs(self.labels, numbers, mine):
             stacked = np.stack([to_unit(self.labels.image(int(numbers[i]))) for i in places])
-            shown = torch.from_numpy(stacked)[:, None].to(self.device)
-            every[torch.as_tensor(places, device=self.device)] = self.classifier.probabilities(shown).double()
+            seen = self.classifier.looked_at(torch.from_numpy(stacked)[:, None].to(self.device))
+            made[torch.as_tensor(places, device=self.device)] = torch.cat(seen, 1).double()
         if self.group is not None:
             # Every row has one rank that gives it, so the sum is exact.
-            dist.all_reduce(every, group=self.group)
-        return every.cpu().numpy()
+            dist.all_reduce(made, group=self.group)
+        likely, features = made.cpu().numpy()[:, :classes], made.cpu().numpy()[:, classes:]
+        return likely, features
 
     def evaluate(self) -> dict[str, float]:
         """Loss and balanced accuracy on the validation part; remembers how long there was no better one."""
         if not len(self.labels.validation):
             return {}
         y, classes = self.labels.targets.y[self.labels.validation], len(self.labels.targets.classes)
-        p = self.probabilities(self.labels.validation)
+        p, _ = self.predict(self.labels.validation)
         loss = float(-np.log(np.clip(p[np.arange(len(y)), y], 1e-12, 1.0)).mean())
         better = loss < self._best
         self._best, self._looks_since = (loss, 0) if better else (self._best, self._looks_since + 1)
@@ -149,6 +154,7 @@ class FinetuneTask:
             "version": VERSION,
             "kind": "classification",
             "classes": list(targets.classes),
+            "tile_px": list(self.tile_px),
             "encoder": dataclasses.asdict(self.classifier.spec),
             "stores": [part.store.manifest_hash for part in self.labels.dataset.parts],
             "train": [self.labels.dataset.keys[i] for i in self.labels.train],

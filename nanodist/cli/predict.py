@@ -1,0 +1,33 @@
+"""``nanodist predict``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Arguments of the command."""
+    parser.epilog = "Exit codes: 0 all files are predicted, 1 some are not (report.json names them), 2 your input."
+    parser.add_argument("run", type=Path, metavar="RUN", help="Run directory of nanodist finetune.")
+    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGES", help="Micrographs, or folders of them.")
+    parser.add_argument("--out", type=Path, required=True, help="Folder for the table, the contact sheet and report.")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 takes the cores that there are.")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Predict, and say what could not be."""
+    import torch
+
+    from hpc.environment import cores_of_rank
+    from nanodist.downstream.finetune.load import load_classifier
+    from nanodist.downstream.finetune.predict import PREDICTIONS, REPORT, predict
+
+    torch.set_num_threads(options.threads or cores_of_rank(1))
+    failed = predict(load_classifier(options.run), options.images, options.out)
+    print(options.out / PREDICTIONS)
+    if failed:
+        files = "file was" if failed == 1 else "files were"
+        print(f"{failed} {files} not predicted; {options.out / REPORT} says why", file=sys.stderr)
+    return int(failed > 0)

@@ -1,0 +1,169 @@
+"""Predictions of a fine-tuned classifier for micrographs from a microscope: a table, a picture, and what went wrong."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from hpc import atomic
+from hpc.errors import UserError
+from hpc.progress import Progress
+from nanodist.downstream.finetune.load import Loaded
+from nanodist.micrographs import Micrograph, read_micrographs
+from nanodist.micrographs.read import is_named_like_one
+from nanodist.pixels import to_unit
+from nanodist.shards.sheet import draw_sheet, thumbnail
+from nanodist.shards.tiles import tile_starts, to_depth
+
+AT_ONCE = 32
+SHOWN, SHOWN_PX = 64, 128
+PREDICTIONS, REPORT, SHEET = "predictions.csv", "report.json", "contact-sheet.png"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Of one micrograph: probabilities (classes,), the mean over its tiles, and how unlike the training it is."""
+
+    file: str
+    page: int
+    probabilities: npt.NDArray[np.float64]
+    unlike: float | None
+    tiles: int
+    picture: Any
+
+
+def files_of(paths: Sequence[Path]) -> list[Path]:
+    """Files as they are given, and every file below the folders, by name; hidden ones are left out.
+
+    Raises:
+        UserError: there is no such path, or nothing in it.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            found += sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+        elif path.exists():
+            found.append(path)
+        else:
+            raise UserError(f"{path} does not exist")
+    if not found:
+        raise UserError(f"{', '.join(map(str, paths))}: there is no file to predict")
+    return found
+
+
+def predict(loaded: Loaded, paths: Sequence[Path], out: Path) -> int:
+    """Predict every micrograph of ``paths``, and write the table, the picture and the report to the folder ``out``.
+
+    Returns:
+        The number of files that could not be predicted; the report names each, with the reason.
+
+    Raises:
+        UserError: no such path, or none of the files is a micrograph.
+    """
+    files = files_of(paths)
+    done: list[Prediction] = []
+    problems: dict[str, str] = {}
+    bar = Progress(len(files), "predicting", "files")
+    for file in files:
+        try:
+            if file not in paths and not is_named_like_one(file):
+                raise UserError(f"{file}: by its name it is no micrograph")
+            done += [_predict(loaded, file, page, each) for page, each in enumerate(read_micrographs(file))]
+        except UserError as error:
+            problems[str(file)] = str(error)
+        bar.update()
+    bar.close()
+    if not done:
+        raise UserError(
+            f"none of the {len(files)} files could be predicted; the first: {next(iter(problems.values()))}"
+        )
+    _write(loaded, done, problems, out)
+    return len(problems)
+
+
+def _predict(loaded: Loaded, file: Path, page: int, micrograph: Micrograph) -> Prediction:
+    height, width = micrograph.pixels.shape
+    least = min(loaded.tile_px) // 2
+    if min(height, width) < least:
+        raise UserError(
+            f"{file} has {height} x {width} pixels; the classifier saw {loaded.tile_px[0]} x "
+            f"{loaded.tile_px[1]} and wants {least} at least"
+        )
+    try:
+        pixels, _ = to_depth(micrograph.pixels, 8, always=False)
+    except ValueError:
+        raise UserError(f"{file} has no contrast: every pixel has the same value") from None
+    likely, features = [], []
+    for tiles in _batches(_tiles(pixels, loaded.tile_px)):
+        p, f = loaded.model.looked_at(torch.from_numpy(np.stack([to_unit(t) for t in tiles]))[:, None])
+        likely.append(p.double().numpy())
+        features.append(f.double().numpy())
+    unlike = None
+    if loaded.reference is not None:
+        unlike = float(np.median(loaded.reference.unlikeness(np.concatenate(features))))
+    every = np.concatenate(likely)
+    return Prediction(str(file), page, every.mean(0), unlike, len(every), thumbnail(pixels, SHOWN_PX))
+
+
+def _tiles(pixels: npt.NDArray[Any], tile_px: tuple[int, int]) -> Iterator[npt.NDArray[Any]]:
+    """Tiles of the size that was trained on, or all of a side that is shorter."""
+    height, width = (min(own, tile) for own, tile in zip(pixels.shape, tile_px, strict=True))
+    for y in tile_starts(pixels.shape[0], height, 0):
+        for x in tile_starts(pixels.shape[1], width, 0):
+            yield np.ascontiguousarray(pixels[y : y + height, x : x + width])
+
+
+def _batches(tiles: Iterator[npt.NDArray[Any]]) -> Iterator[list[npt.NDArray[Any]]]:
+    batch: list[npt.NDArray[Any]] = []
+    for tile in tiles:
+        batch.append(tile)
+        if len(batch) == AT_ONCE:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _write(loaded: Loaded, done: Sequence[Prediction], problems: dict[str, str], out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["file", "page", "predicted", "unlike_training", "tiles", *(f"p_{c}" for c in loaded.classes)])
+    counts = dict.fromkeys(loaded.classes, 0)
+    for one in done:
+        name = loaded.classes[int(one.probabilities.argmax())]
+        counts[name] += 1
+        unlike = "" if one.unlike is None else f"{one.unlike:.3f}"
+        writer.writerow([one.file, one.page, name, unlike, one.tiles, *(f"{p:.6f}" for p in one.probabilities)])
+    atomic.write_text(out / PREDICTIONS, buffer.getvalue())
+    strange = [one.file for one in done if one.unlike is not None and one.unlike > 1]
+    document = {
+        "schema": 1,
+        "checkpoint": str(loaded.checkpoint),
+        "predicted": len(done),
+        "by_class": counts,
+        "unlike_anything_in_training": strange,
+        "not_predicted": problems,
+    }
+    atomic.write_json(out / REPORT, document)
+    draw_sheet(_cells(loaded, done), out / SHEET, SHOWN_PX)
+
+
+def _cells(loaded: Loaded, done: Sequence[Prediction]) -> list[tuple[Any, str]]:
+    """Pictures by class, the surest first; a few of very many, evenly taken."""
+    order = sorted(done, key=lambda one: (int(one.probabilities.argmax()), -float(one.probabilities.max())))
+    chosen = np.unique(np.linspace(0, len(order) - 1, min(SHOWN, len(order))).round().astype(int))
+    cells = []
+    for one in (order[i] for i in chosen):
+        best = int(one.probabilities.argmax())
+        mark = " ?" if one.unlike is not None and one.unlike > 1 else ""
+        cells.append((one.picture, f"{loaded.classes[best][:12]} {one.probabilities[best]:.2f}{mark}"))
+    return cells
