@@ -163,6 +163,12 @@ class JoinedReader:
         which = bisect.bisect_right(self._starts, shard) - 1
         return self._readers[which], shard - self._starts[which]
 
+    def refresh(self, shard: int, offset: int) -> None:
+        """Forget what came damaged."""
+        reader, own = self._find(shard)
+        if hasattr(reader, "refresh"):
+            reader.refresh(own, offset)
+
     def read(self, shard: int, offset: int, size: int) -> memoryview:
         """See :meth:`Reader.read`."""
         reader, own = self._find(shard)
@@ -201,6 +207,10 @@ def read_rows(
         try:
             data = files.read(shard, offset, size)
             found = xxhash.xxh3_64_intdigest(data)
+            if found != xxh3 & 0xFFFFFFFFFFFFFFFF and hasattr(files, "refresh"):  # it may have come damaged
+                files.refresh(shard, offset)
+                data = files.read(shard, offset, size)
+                found = xxhash.xxh3_64_intdigest(data)
             if len(data) != size:
                 faults.append((place, "the shard is truncated"))
             elif found != xxh3 & 0xFFFFFFFFFFFFFFFF:
@@ -285,6 +295,15 @@ class BlockReader:
         part = block[begin : begin + size]
         self._used += len(part)
         return part
+
+    def refresh(self, shard: int, offset: int) -> None:
+        """Read the block around ``offset`` anew, which came damaged."""
+        number = bisect.bisect_right(self._places, (shard, offset)) - 1
+        with self._lock:
+            dropped = self._kept.pop(number, None)
+            self._bytes -= len(dropped) if dropped is not None else 0
+        if hasattr(self.inner, "refresh"):
+            self.inner.refresh(shard, offset)
 
     def _load(self, number: int) -> memoryview:
         shard, start = self._places[number]

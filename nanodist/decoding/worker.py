@@ -59,7 +59,7 @@ def open_files(spec: dict[str, Any]) -> Any:
         else:
             from nanodist.decoding.remote import RemoteReader
 
-            parts.append((part["count"], RemoteReader.from_spec(part)))
+            parts.append((len(part["urls"]), RemoteReader.from_spec(part)))
     files = parts[0][1] if len(parts) == 1 else JoinedReader(parts)
     if spec["blocks"] is None:
         return files

@@ -53,7 +53,7 @@ class Store:
         """Open the store in the folder ``path``; shards are only looked at for their presence and length.
 
         Args:
-            path: the folder, or an address that :mod:`nanodist.decoding.remote` reads (``https://``, ``s3://``).
+            path: the folder, or an address that :mod:`nanodist.shards.remote` reads (``https://``, ``s3://``).
             pinned: hash of the manifest that a run began with, where the store may have grown since.
             shards: where copies of its shards lie, if not in ``path``.
 
@@ -62,7 +62,7 @@ class Store:
                 index.
         """
         if "://" in str(path):
-            from nanodist.decoding.remote import open_remote
+            from nanodist.shards.remote import open_remote
 
             return open_remote(str(path), pinned)
         folder = Path(path)
