@@ -1,5 +1,6 @@
 """Fine-tuning: which labels are used, the loss and gradient on several ranks, and a run from a recipe to its scores."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from PIL import Image
 from torch import nn
 
 from hpc import batch_norm
@@ -20,6 +22,7 @@ from nanodist.downstream.finetune.data import Labels, batches
 from nanodist.downstream.finetune.load import load_classifier
 from nanodist.downstream.finetune.model import learning_rate_scales
 from nanodist.downstream.finetune.recipe import FinetuneRecipe, LabelsConfig
+from nanodist.downstream.finetune.reference import read_reference, write_reference
 from nanodist.downstream.finetune.task import FinetuneTask, class_weights
 from nanodist.downstream.labels import draw_order
 from nanodist.downstream.metrics import calibration_error
@@ -163,7 +166,20 @@ def _command(*arguments, ranks=1):
     return [sys.executable, *launcher, "-m", "nanodist", "finetune", *arguments]
 
 
-def test_a_run_and_the_same_run_on_two_ranks_and_its_classifier(store, tmp_path):
+def _predicted(run, folder, out):
+    """Predict a folder with good and bad files; the table and the report."""
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    Image.fromarray(rng.integers(0, 255, (96, 200), np.uint8)).save(folder / "wide.png")
+    Image.fromarray(rng.integers(0, 255, (96, 96, 3), np.uint8)).save(folder / "photo.png")
+    Image.fromarray(np.zeros((1, 1), np.uint8)).save(folder / "dot.png")
+    (folder / "broken.tif").write_bytes(b"II*\0" + bytes(9))
+    (folder / "notes.txt").write_text("text")
+    code = main(["predict", str(run), str(folder), "--out", str(out), "--threads", "1"])
+    return code, list(csv.DictReader((out / "predictions.csv").open())), json.loads((out / "report.json").read_text())
+
+
+def test_a_run_and_the_same_run_on_two_ranks_and_its_classifier(store, tmp_path, capsys):
     (tmp_path / "empty.yaml").write_text("")
     common = [
         str(tmp_path / "empty.yaml"),
@@ -199,7 +215,26 @@ def test_a_run_and_the_same_run_on_two_ranks_and_its_classifier(store, tmp_path)
     shown = torch.from_numpy(labels.image(int(labels.test[0])).astype(np.float32) / np.float32(255))[None, None]
     lines = (tmp_path / "run1" / "predictions.csv").read_text().splitlines()
     wanted = [float(value) for value in lines[1].split(",")[4:]]
-    assert loaded.model.probabilities(shown)[0].tolist() == pytest.approx(wanted, abs=2e-6)
+    assert loaded.model.looked_at(shown)[0][0].tolist() == pytest.approx(wanted, abs=2e-6)
+    code, table, report = _predicted(tmp_path / "run1", tmp_path / "images", tmp_path / "out")
+    assert code == 1 and "4 files were not predicted" in capsys.readouterr().err
+    assert [Path(row["file"]).name for row in table] == ["wide.png"] and table[0]["tiles"] == "3"
+    assert sum(float(v) for name, v in table[0].items() if name.startswith("p_")) == pytest.approx(1, abs=1e-5)
+    reasons = {Path(file).name: reason for file, reason in report["not_predicted"].items()}
+    said = {"photo.png": "colour", "dot.png": "1 x 1", "broken.tif": "", "notes.txt": "no micrograph"}
+    assert set(reasons) == set(said) and all(said[name] in reason for name, reason in reasons.items())
+    assert (tmp_path / "out" / "contact-sheet.png").is_file()
+
+
+def test_what_is_unlike_the_training_samples_is_said(tmp_path):
+    rng = np.random.default_rng(0)
+    known = rng.normal((5, 0, 0), 0.2, (40, 3))
+    write_reference(tmp_path, known)
+    found = read_reference(tmp_path).unlikeness(np.asarray([[5.0, 0.0, 0.1], [0.0, 5.0, 0.0]]))
+    assert found[0] < 1 < 20 < found[1]
+    write_reference(tmp_path, known[:1])
+    assert read_reference(tmp_path).unlikeness(known[:1])[0] == pytest.approx(0, abs=1e-6)
+    assert read_reference(tmp_path / "nowhere") is None
 
 
 @pytest.mark.parametrize(
