@@ -177,7 +177,7 @@ def measure_path(field: Field, path: Path, distance: npt.NDArray[np.float32]) ->
         return None
     typical = float(np.median(radius))
     scale = float(np.clip(0.5 * typical, *SMOOTHING))
-    reach = 2.0 * float(radius.max()) + 4.0
+    reach = 2.0 * min(float(radius.max()), 2.0 * typical) + 4.0
     points = _smooth(_resample(chain, path.closed), scale, path.closed)
     for _ in range(ROUNDS):
         points = _resample(points, path.closed)

@@ -225,7 +225,7 @@ def _objects(fields: _Fields, options: Options, tick: Callable[[int], None]) -> 
         tick(fields._size(box))
         if area < options.min_area_px:
             continue
-        row: dict[str, Any] = {"object": number, **shape_of(np.pad(field.mask, 1)), **_place(box, fields.shape)}
+        row: dict[str, Any] = {"object": number, **shape_of(field.mask), **_place(box, fields.shape)}
         members: list[int] = []
         if options.shape != "particles":
             traced = trace(field, slender)
@@ -263,7 +263,7 @@ def _bundle(found: _Wires, options: Options) -> None:
     size = np.bincount(group, minlength=1)
     for row, line, number in zip(found.rows, found.lines, group.tolist(), strict=True):
         row["bundle"], row["bundle_size"] = number + 1, int(size[number])
-        alone = persistence_length([line], _shortest([row]), options.model)
+        alone = persistence_length([line], _shortest([row]), options.model, candidates=100)
         row[f"persistence_length_{options.model}"] = alone.length
 
 

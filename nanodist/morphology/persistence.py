@@ -42,8 +42,8 @@ class Persistence:
     why: str = ""
 
 
-def mean_square_2d(s: Floats, persistence: float) -> Floats:
-    """``<R^2>`` of a 2D worm-like chain over arcs ``s`` (k,), in the units of ``persistence`` squared."""
+def mean_square_2d(s: Floats, persistence: Floats | float) -> Floats:
+    """``<R^2>`` of a 2D worm-like chain over arcs ``s``, in the units of ``persistence`` squared."""
     x = s / (2 * persistence)
     # The series keeps the digits that the formula loses for stiff chains.
     series = s**2 * (1 - x / 3 + x**2 / 12 - x**3 / 60)
@@ -75,8 +75,8 @@ def _projected_curve() -> tuple[Floats, Floats]:
     return at, np.minimum(ratio, 1.0)
 
 
-def mean_square_projected(s: Floats, persistence: float) -> Floats:
-    """``<R^2>`` of the projection of a 3D worm-like chain over projected arcs ``s`` (k,)."""
+def mean_square_projected(s: Floats, persistence: Floats | float) -> Floats:
+    """``<R^2>`` of the projection of a 3D worm-like chain over projected arcs ``s``."""
     at, ratio = _projected_curve()
     return s**2 * np.interp(s / persistence, at, ratio)
 
@@ -95,7 +95,12 @@ def _squares(line: Floats, lags: Floats, spacing: float) -> tuple[Floats, Floats
 
 
 def persistence_length(
-    lines: Sequence[Floats], shortest: float, model: str = "2d", seed: int = 0, resamples: int = RESAMPLES
+    lines: Sequence[Floats],
+    shortest: float,
+    model: str = "2d",
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    candidates: int = CANDIDATES,
 ) -> Persistence:
     """The persistence length of wires.
 
@@ -105,13 +110,14 @@ def persistence_length(
         model: one of ``MODELS``.
         seed: of the bootstrap.
         resamples: number of resamples.
+        candidates: number of lengths between which the fit interpolates.
 
     Raises:
         UserError: ``model`` is unknown.
     """
     if model not in MODELS:
         raise UserError(f"no persistence model {model!r}; there are {', '.join(MODELS)}")
-    curve: Callable[[Floats, float], Floats] = mean_square_2d if model == "2d" else mean_square_projected
+    curve: Callable[[Floats, Floats], Floats] = mean_square_2d if model == "2d" else mean_square_projected
     lengths = np.array([np.hypot(*np.diff(line, axis=0).T).sum() for line in lines])
     used = [line for line, length in zip(lines, lengths, strict=True) if length >= 1.5 * shortest]
     nothing = float("nan")
@@ -121,9 +127,9 @@ def persistence_length(
     lags = np.geomspace(shortest, max(longest, shortest * 1.1), LAGS)
     tallies = [_squares(line, lags, max(1.0, shortest / 8)) for line in used]
     sums, counts = (np.array([t[i] for t in tallies]) for i in (0, 1))
-    candidates = np.geomspace(lags[0] / 10, 1e3 * lags[-1], CANDIDATES)
-    curves = np.log([curve(lags, float(p)) for p in candidates])
-    found = float(_fit(lags, sums.sum(0)[None], counts.sum(0)[None], candidates, curves)[0])
+    grid = np.geomspace(lags[0] / 10, 1e3 * lags[-1], candidates)
+    curves = np.log(curve(lags[None], grid[:, None]))
+    found = float(_fit(lags, sums.sum(0)[None], counts.sum(0)[None], grid, curves)[0])
     if not found < STIFFEST * longest:
         return Persistence(
             nothing, nothing, nothing, len(used), model, "stiffer than the wires are long enough to show"
@@ -132,7 +138,7 @@ def persistence_length(
         return Persistence(found, nothing, nothing, len(used), model)
     rng = seeding.generator(seed, "persistence")
     drawn = rng.multinomial(len(used), np.full(len(used), 1 / len(used)), resamples).astype(float)
-    fits = _fit(lags, drawn @ sums, drawn @ counts, candidates, curves)
+    fits = _fit(lags, drawn @ sums, drawn @ counts, grid, curves)
     low, high = np.quantile(fits, [0.025, 0.975])
     return Persistence(found, float(low), float(high), len(used), model)
 

@@ -144,7 +144,7 @@ def conditions(rng: np.random.Generator, haadf: bool, width_nm: float, settings:
     )
 
 
-def _illumination(frame: Frame, made: Conditions) -> npt.NDArray[np.float64]:
+def illumination(frame: Frame, made: Conditions) -> npt.NDArray[np.float64]:
     """A round beam: 1 at its centre, lower by ``illumination_drop`` one field away."""
     axis = (np.arange(frame.padded_px) - frame.margin_px + 0.5) / frame.size_px
     x, y = axis[None, :] - made.illumination_centre[0], axis[:, None] - made.illumination_centre[1]
@@ -169,7 +169,7 @@ def render(
         diffraction = specimen.diffraction_map(wires, seen, made.material, frame, rng)
         wave = specimen.exit_wave(thickness, diffraction, made.material, made.film, made.lens.voltage_kv, rng)
         raw = optics.image(wave, made.lens, frame.pixel_size_nm)
-    lit = np.maximum(raw, 0.0) * _illumination(frame, made) * made.collected
+    lit = np.maximum(raw, 0.0) * illumination(frame, made) * made.collected
     counts = made.camera.counts(lit, frame.pixel_size_nm, rng)
     return detector.to_uint16(counts[frame.inner])
 

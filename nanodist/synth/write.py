@@ -1,8 +1,9 @@
 """A data set of synthetic micrographs on disk: images by class, and everything that is true of them.
 
 ``images/CLASS/NAME.tif`` (16 bits, calibrated as ImageJ does), ``truth/CLASS/NAME.instances.tif`` (a page for each
-wire, so pixels where wires cross belong to both), ``truth/CLASS/NAME.mask.png`` (all wires), ``truth/CLASS/NAME.json``,
-``meta.csv`` (a row for each micrograph), ``wires.csv`` (a row for each wire) and ``settings.json``.
+wire or particle, so pixels where they cross belong to both), ``truth/CLASS/NAME.mask.png`` (all of them),
+``truth/CLASS/NAME.json``, ``meta.csv`` (a row for each micrograph), ``wires.csv`` or ``objects.csv`` (a row for each
+wire or particle) and ``settings.json``.
 """
 
 from __future__ import annotations
@@ -25,7 +26,12 @@ from hpc import atomic
 from hpc.errors import UserError
 from hpc.progress import track
 from nanodist.synth.micrograph import Micrograph, Settings, make
+from nanodist.synth.particles import SHAPES, make_particles
+from nanodist.synth.viruses import VIRUSES, make_viruses
 from nanodist.synth.wires import MORPHOLOGIES
+
+# What can be made, and of which classes.
+KINDS: dict[str, tuple[str, ...]] = {"wires": (*MORPHOLOGIES,), "particles": (*SHAPES,), "viruses": (*VIRUSES,)}
 
 Job = tuple[str, int]
 Rows = tuple[dict[str, Any], list[dict[str, Any]]]
@@ -63,10 +69,16 @@ def read_instances(path: Path) -> npt.NDArray[np.bool_]:
     return np.atleast_3d(pages if pages.ndim == 3 else pages[None]) > 0
 
 
-def _write_one(root: Path, seed: int, settings: Settings, job: Job) -> Rows:
-    """Make and write one micrograph below ``root``; its rows of ``meta.csv`` and ``wires.csv``."""
+def _make(kind: str, seed: int, label: str, index: int, settings: Settings) -> Micrograph:
+    if kind == "wires":
+        return make(seed, label, index, settings)
+    return (make_particles if kind == "particles" else make_viruses)(seed, label, index, settings)
+
+
+def _write_one(root: Path, kind: str, seed: int, settings: Settings, job: Job) -> Rows:
+    """Make and write one micrograph below ``root``; its rows of ``meta.csv`` and of the table of things."""
     morphology, index = job
-    made, name = make(seed, morphology, index, settings), name_of(morphology, index)
+    made, name = _make(kind, seed, morphology, index, settings), name_of(morphology, index)
     truth = root / "truth" / morphology
     write_image(root / "images" / morphology / f"{name}.tif", made.image, settings.pixel_size_nm)
     write_instances(truth / f"{name}.instances.tif", made.instances, settings.pixel_size_nm)
@@ -78,30 +90,32 @@ def _write_one(root: Path, seed: int, settings: Settings, job: Job) -> Rows:
 def _rows(name: str, made: Micrograph) -> Rows:
     truth = made.truth
     conditions = truth["conditions"]
-    meta = {
-        "file": f"{truth['morphology']}/{name}.tif",
-        "label": truth["morphology"],
+    wires = "wires" in truth
+    label = truth["morphology"] if wires else truth["label"]
+    things = truth["wires"] if wires else truth["objects"]
+    meta: dict[str, Any] = {
+        "file": f"{label}/{name}.tif",
+        "label": label,
         "micrograph": name,
         "pixel_size_nm": truth["pixel_size_nm"],
         "modality": conditions["modality"],
-        "wires": len(truth["wires"]),
+        "wires" if wires else "objects": len(things),
         "coverage": truth["coverage"],
-        "crossing_share": truth["crossing_share"],
+        **{share: truth[share] for share in ("crossing_share", "overlap_share") if share in truth},
         "dose_e_nm2": conditions["camera"]["dose_e_nm2"],
         "voltage_kv": conditions["lens"]["voltage_kv"],
         "defocus_nm": conditions["lens"]["defocus_nm"],
         "seed": truth["seed"],
         "index": truth["index"],
     }
-    wires = [
-        {"file": meta["file"], **{k: v for k, v in wire.items() if k != "centre_line_nm"}} for wire in truth["wires"]
-    ]
-    return meta, wires
+    rows = [{"file": meta["file"], **{k: v for k, v in one.items() if k != "centre_line_nm"}} for one in things]
+    return meta, rows
 
 
 def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 
@@ -120,16 +134,28 @@ def _results(work: partial[Rows], jobs: Sequence[Job], workers: int) -> Iterator
 
 
 def write_dataset(
-    out: Path, seed: int, micrographs: int, classes: Sequence[str], settings: Settings, workers: int = 1
+    out: Path,
+    seed: int,
+    micrographs: int,
+    classes: Sequence[str],
+    settings: Settings,
+    workers: int = 1,
+    kind: str = "wires",
 ) -> list[dict[str, Any]]:
     """Write ``micrographs`` of each class to the new directory ``out``, whole or not at all; the rows of ``meta.csv``.
+
+    ``kind`` is one of :data:`KINDS`.
 
     Raises:
         UserError: ``out`` holds something already, a class is unknown or named twice, or a count is below 1.
     """
-    unknown = [name for name in classes if name not in MORPHOLOGIES]
+    if kind not in KINDS:
+        raise UserError(f"no kind {kind!r}; there are {', '.join(KINDS)}")
+    unknown = [name for name in classes if name not in KINDS[kind]]
     if unknown or not classes or len(set(classes)) < len(classes):
-        raise UserError(f"classes must be some of {', '.join(MORPHOLOGIES)}, each once, not {', '.join(classes)!r}")
+        raise UserError(f"classes must be some of {', '.join(KINDS[kind])}, each once, not {', '.join(classes)!r}")
+    if kind == "viruses" and settings.haadf_share > 0:
+        raise UserError("negative stain is taken in bright field only: leave --haadf-share out")
     if not 1 <= micrographs <= 99_999 or workers < 1:
         raise UserError(f"give 1 to 99999 micrographs and 1 worker or more, not {micrographs} and {workers}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -139,11 +165,19 @@ def write_dataset(
         for name in classes:
             (root / "images" / name).mkdir(parents=True)
             (root / "truth" / name).mkdir(parents=True)
-        work = partial(_write_one, root, seed, settings)
+        work = partial(_write_one, root, kind, seed, settings)
         rows = list(track(_results(work, jobs, workers), len(jobs), "synthesising", "micrographs"))
         meta = [row for row, _ in rows]
         _write_csv(root / "meta.csv", meta)
-        _write_csv(root / "wires.csv", [wire for _, wires in rows for wire in wires])
-        shared = {"schema": 1, "seed": seed, "micrographs": micrographs, "classes": list(classes), **asdict(settings)}
+        table = "wires.csv" if kind == "wires" else "objects.csv"
+        _write_csv(root / table, [thing for _, things in rows for thing in things])
+        shared = {
+            "schema": 1,
+            "kind": kind,
+            "seed": seed,
+            "micrographs": micrographs,
+            "classes": list(classes),
+            **asdict(settings),
+        }
         atomic.write_json(root / "settings.json", shared)
     return meta

@@ -1,0 +1,81 @@
+"""``python -m tests.e2e.measure_large [--size 8192]``: time and peak memory of measuring one large mask.
+
+A mask of 1500 wires that cross into large clusters, and of 3000 particles, is written as TIFF and measured by
+``nanodist measure`` in a process of its own. The same is done at half and a quarter of the side, so that the growth of
+memory with the image shows. The last line is one JSON object: seconds and peak MiB (of the process, with what Python
+and its libraries take before any mask is read) for each size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import tifffile
+
+from hpc import seeding
+from nanodist.synth.geometry import Frame, Wire, project
+from nanodist.synth.wires import curve, place
+
+PIXEL_NM = 0.5
+CHILD = """
+import resource, sys
+from nanodist.cli import main
+code = main(sys.argv[1:])
+print("peak_kib", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
+raise SystemExit(code)
+"""
+
+
+def large_mask(size: int, seed: int = 0) -> np.ndarray:
+    """Wires 6 to 30 pixels wide and particles 8 to 40 pixels across, with a density that does not depend on ``size``."""
+    rng, frame = seeding.generator(seed, "large-mask", size), Frame(size, 1.0)
+    mask = np.zeros((size, size), bool)
+    share = (size / 8192) ** 2
+    for _ in range(round(1500 * share)):
+        line = place(curve(rng, rng.uniform(200, 1500), abs(rng.normal(0, 0.3)), 60), rng.uniform(0, size, 2), rng.uniform(0, np.pi))
+        seen = project(Wire(line, rng.uniform(3, 15)), frame)
+        if seen is not None:
+            mask[seen.window] |= seen.mask
+    for _ in range(round(3000 * share)):
+        centre = rng.uniform(0, size, 2)
+        seen = project(Wire(np.stack([centre, centre]), rng.uniform(4, 20)), frame)
+        if seen is not None:
+            mask[seen.window] |= seen.mask
+    return mask
+
+
+def measured(size: int, folder: Path) -> dict[str, float]:
+    """Seconds, peak memory and what was found, for one size."""
+    path, out = folder / f"{size}.tif", folder / f"out-{size}"
+    tifffile.imwrite(path, large_mask(size).astype(np.uint8) * 255, compression="zlib")
+    start = time.monotonic()
+    command = [sys.executable, "-c", CHILD, "measure", str(path), "--pixel-size-nm", str(PIXEL_NM), "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    seconds = time.monotonic() - start
+    peak = int(done.stderr.split("peak_kib")[1].split()[0]) / 1024
+    summary = json.loads((out / "summary.json").read_text())
+    found = {"seconds": seconds, "peak_mib": peak, "objects": summary["objects"], "wires": summary["wires"]}
+    print(f"{size} x {size}: {seconds:.0f} s, peak {peak:.0f} MiB, {found['objects']} objects, {found['wires']} wires")
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure at three sizes."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", type=int, default=8192)
+    args = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as folder:
+        sizes = (args.size // 4, args.size // 2, args.size)
+        print(json.dumps({str(size): measured(size, Path(folder)) for size in sizes}))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
