@@ -78,12 +78,23 @@ def _strip(band: npt.NDArray[np.float32], at_top: bool, height: int) -> tuple[in
 def _scale_bars(band: npt.NDArray[np.float32], height: int) -> list[Bar]:
     bars: list[Bar] = []
     for flags in (band <= _TOLERANCE, band >= 1 - _TOLERANCE, band <= 2 * _TOLERANCE, band >= 1 - 2 * _TOLERANCE):
+        runs = _long_runs(flags, max(_SHORTEST, round(_BAR_WIDTH[0] * band.shape[1])))
+        if not runs.any():
+            continue
         labels, _ = ndimage.label(flags)
-        for number, place in enumerate(ndimage.find_objects(labels), start=1):
-            core = _core(labels[place] == number, place, band, height)
+        places = ndimage.find_objects(labels)
+        for number in np.unique(labels[:, : runs.shape[1]][runs]):
+            core = _core(labels[places[number - 1]] == number, places[number - 1], band, height)
             if core is not None:
                 bars.append(_with_box_and_caption(core, band, flags))
     return _joined(bars, band.shape)
+
+
+def _long_runs(flags: Flags, length: int) -> Flags:
+    """Where a run of ``length`` pixels of a row begins: without one, there is no bar among them."""
+    sums = np.cumsum(flags, axis=1, dtype=np.int32)
+    sums = np.concatenate([np.zeros((len(flags), 1), np.int32), sums], axis=1)
+    return np.asarray(sums[:, length:] - sums[:, :-length] == length)
 
 
 def _core(shape: Flags, place: tuple[slice, slice], band: npt.NDArray[np.float32], height: int) -> Bar | None:
