@@ -24,7 +24,7 @@ from hpc.environment import cores_of_rank
 from hpc.errors import UserError
 from hpc.optimizers.partitions import segments
 from hpc.optimizers.trust import TrustRatioOptimizer
-from hpc.reduction import Gradients, PartitionedGradients, ReplicatedGradients
+from hpc.reduction import Gradients, LoneGradients, PartitionedGradients, ReplicatedGradients
 from hpc.topology import Topology, cuda_index, init_process_group
 from hpc.zero3 import ShardedGradients
 
@@ -157,7 +157,7 @@ class Engine:
         self.deepspeed.enable_backward_allreduce = False
         if self.zero_stage:
             return PartitionedGradients(self.optimizer, trained, self.topology.rank, self._group)
-        return ReplicatedGradients(trained, self._group)
+        return LoneGradients(trained) if self._group is None else ReplicatedGradients(trained, self._group)
 
     def forward(self, *inputs: Any) -> Any:
         """Outputs of the module."""

@@ -122,6 +122,11 @@ class Job:
         """Whether outputs are made twice."""
         return self.micro_batches > 1
 
+    @property
+    def lone(self) -> bool:
+        """Whether gradients stay on the parameters, as there is nobody to sum them with."""
+        return self.ranks == 1 and self.zero_stage == 0
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -211,7 +216,7 @@ def held(weights: Weights, job: Job) -> dict[str, int]:
         return {
             "weights": weights.count * e + weights.buffers,
             "optimizer states": round(weights.count * weights.states) * e,
-            "flat gradients": weights.count * e,
+            **({} if job.lone else {"flat gradients": weights.count * e}),
         }
     whole = _flat_all(weights, w)
     return {
@@ -223,8 +228,8 @@ def held(weights: Weights, job: Job) -> dict[str, int]:
 
 
 def _own_gradients(weights: Weights, job: Job) -> int:
-    """Bytes of gradients that lie on the parameters between two passes of a step."""
-    handed_over = (job.zero_stage == 2 and job.ranks > 1) or job.micro_batches == 1
+    """Bytes of gradients that lie on the parameters between two passes of a step, or before the optimizer."""
+    handed_over = (job.zero_stage == 2 and job.ranks > 1) or (job.micro_batches == 1 and not job.lone)
     return 0 if handed_over else weights.count * weights.element
 
 
@@ -250,7 +255,7 @@ def memory(weights: Weights, one: Pass, loss: Loss, job: Job) -> Memory:
     if not job.caching:
         phases["forward"] = base + one.forward_peak
         phases["loss"] = base + one.kept + loss.peak
-        phases["backward"] = base + loss.kept + backward
+        phases["backward"] = base + loss.kept + (one.gathering_peak if job.lone else backward)
     else:
         waiting = all_outputs + loss.kept
         phases["embedding"] = base + one.embed_kept * (job.micro_batches - 1) + max(one.embed_peak, 2 * all_outputs)
@@ -258,7 +263,7 @@ def memory(weights: Weights, one: Pass, loss: Loss, job: Job) -> Memory:
         # The first pass puts the gradients on the parameters, later ones add to them.
         passes = backward if own == 0 else max(one.gathering_peak, own + backward)
         phases["backward"] = base + waiting + max(passes, own + one.forward_peak)
-    phases["optimizer"] = base + all_outputs + _step_peak(weights, job)
+    phases["optimizer"] = base + all_outputs + (own if job.lone else 0) + _step_peak(weights, job)
     return Memory(stays, phases)
 
 

@@ -93,6 +93,38 @@ class Gradients:
         raise NotImplementedError
 
 
+class LoneGradients(Gradients):
+    """ZeRO 0 on one rank: the gradients stay where autograd puts them, since there is nobody to sum them with.
+
+    Args:
+        parameters: those that are trained.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter]) -> None:
+        self._parameters = parameters
+
+    def backward(self, run: Callable[[], None], last: bool) -> None:
+        """See :class:`Gradients`."""
+        run()
+
+    def tensors(self) -> list[Tensor]:
+        """See :class:`Gradients`."""
+        return _gradients_of(self._parameters)
+
+    def discard(self) -> None:
+        """See :class:`Gradients`."""
+        for parameter in self._parameters:
+            parameter.grad = None
+
+
+def _gradients_of(parameters: list[nn.Parameter]) -> list[Tensor]:
+    """The ``grad`` of each, zeros where the loss left a parameter out."""
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
+
+
 class _Bucketed(Gradients):
     """Hooks, buckets and their order, which must be one and the same on all ranks."""
 
@@ -178,7 +210,7 @@ class ReplicatedGradients(_Bucketed):
 
     Args:
         parameters: those that are trained.
-        group: process group of its own; ``None`` on one rank.
+        group: process group of its own.
     """
 
     def __init__(self, parameters: list[nn.Parameter], group: Any) -> None:
@@ -197,21 +229,12 @@ class ReplicatedGradients(_Bucketed):
         return room
 
     def _reduce(self, bucket: _Bucket) -> None:
-        if self._group is not None:
-            whole = self._flat[bucket.start : bucket.stop]
-            bucket.works.append(dist.all_reduce(whole, group=self._group, async_op=True))
+        whole = self._flat[bucket.start : bucket.stop]
+        bucket.works.append(dist.all_reduce(whole, group=self._group, async_op=True))
 
     def tensors(self) -> list[Tensor]:
         """See :class:`Gradients`."""
-        for parameter in self._parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        return [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-
-    def discard(self) -> None:
-        """See :class:`Gradients`."""
-        for parameter in self._parameters:
-            parameter.grad = None
+        return _gradients_of(self._parameters)
 
 
 class PartitionedGradients(_Bucketed):
