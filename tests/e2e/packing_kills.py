@@ -1,0 +1,131 @@
+"""``python -m tests.e2e.packing_kills``: packing gives the same bytes on any ranks, and after any kill.
+
+A collection is packed by one process; then by ``mpiexec -n 1, 2, 3``; then again and again with SIGKILL at random
+moments spread over the whole run: one process with workers or two ranks (of which one or both are killed), each time
+started again with one or two ranks. Every store must be byte for byte the first one, nothing that is no whole store may
+ever stand under its name, and no staging folder may be left. Exit code 1 where anything differs; the last line is one
+JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tests.nanodist.packing import ROOT, clean_environment, command, finish, micrographs, start_ranks, tree
+
+OPTIONS = ["--tile", "32", "--shard-mb", "0.2", "--labels", "folder", "--skip-bad", "--bars", "cut"]
+
+
+def main() -> int:
+    """Run it all; see the module."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=20, help="how many packings are killed")
+    parser.add_argument("--files", type=int, default=400, help="micrographs in the collection")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--sizes", default="1,2,3", help="ranks that mpiexec starts; empty for none")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        sizes = [int(size) for size in arguments.sizes.split(",") if size]
+        result = check(Path(folder), arguments.kills, arguments.files, arguments.seed, sizes)
+    print(json.dumps(result))
+    return 0 if result["different"] == 0 else 1
+
+
+def check(folder: Path, kills: int, files: int, seed: int, sizes: list[int]) -> dict[str, object]:
+    """Pack, kill and compare in ``folder``; gives counts, of which ``different`` must be 0."""
+    source = collection(folder / "source", files)
+    first = folder / "first"
+    began = time.monotonic()
+    one(source, first)
+    seconds = time.monotonic() - began
+    whole = tree(first)
+    print(f"one process: {len(whole)} files, {sum(map(len, whole.values()))} bytes in {seconds:.1f} s", flush=True)
+    different = 0
+    for size in sizes:
+        out = folder / f"mpi-{size}"
+        line = [str(Path(sys.executable).parent / "mpiexec"), "-n", str(size), *command(source, "--out", out, *OPTIONS)]
+        subprocess.run(line, env=clean_environment(), cwd=ROOT, check=True, capture_output=True)
+        same = tree(out) == whole
+        different += not same
+        print(f"mpiexec -n {size}: {'the same bytes' if same else 'OTHER BYTES'}", flush=True)
+    rng = random.Random(seed)
+    stages: Counter[str] = Counter()
+    for number in range(kills):
+        moment = seconds * (number + rng.random()) / kills
+        stage, fault = killed(source, folder / f"killed-{number}", whole, moment, rng)
+        stages[stage] += 1
+        different += fault is not None
+        print(f"killed after {moment:.2f} s, {stage}: {fault or 'ends in the same bytes'}", flush=True)
+    return {"kills": kills, "mpiexec": sizes, "stages": dict(stages), "different": different}
+
+
+def collection(folder: Path, files: int) -> Path:
+    """Micrographs of several sizes, a stack, a duplicate, a broken file, and near duplicates, which change groups."""
+    micrographs(folder, files)
+    for number in range(0, files, 7):
+        path = folder / ("wires", "rods")[number % 2] / f"m{number:03d}.png"
+        darker = (np.asarray(Image.open(path)) * 0.8).astype(np.uint8)
+        Image.fromarray(darker).save(path.with_name(f"n{number:03d}.png"))
+    return folder
+
+
+def one(source: Path, out: Path) -> None:
+    """Pack with one process, to the end."""
+    line = command(source, "--out", out, *OPTIONS)
+    subprocess.run(line, env=clean_environment(), cwd=ROOT, check=True, capture_output=True)
+
+
+def killed(
+    source: Path, out: Path, whole: dict[str, bytes], moment: float, rng: random.Random
+) -> tuple[str, str | None]:
+    """Start, kill after ``moment`` seconds, start again; gives how far it had come, and what was wrong, if anything."""
+    arguments = [source, "--out", out, *OPTIONS]
+    alone = rng.random() < 0.5
+    processes = start_ranks(1 if alone else 2, *arguments, *(["--workers", "2"] if alone else []))
+    time.sleep(moment)
+    victims = processes if alone or rng.random() < 0.5 else [rng.choice(processes)]
+    for process in victims:
+        process.kill()
+    # A rank whose partner dies before they have met waits for it; launchers kill it then, as is done here.
+    deadline = time.monotonic() + 30
+    while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for process in processes:
+        process.kill()
+    finish(processes)
+    stage, fault = found(out, whole)
+    if stage != "done":
+        codes, _, err = finish(start_ranks(rng.choice((1, 2)), *arguments))
+        if any(codes):
+            return stage, f"started again, it failed: {err.strip()}"
+    if fault is None and tree(out) != whole:
+        fault = "OTHER BYTES"
+    if fault is None and out.with_name(f".{out.name}.packing").exists():
+        fault = "a staging folder is left"
+    return stage, fault
+
+
+def found(out: Path, whole: dict[str, bytes]) -> tuple[str, str | None]:
+    """How far a killed packing had come, and whether something that is no whole store has its name."""
+    staging = out.with_name(f".{out.name}.packing")
+    if out.exists():
+        fault = None if tree(out) == whole else "half a store stood under its name"
+        return ("published" if staging.exists() else "done"), fault
+    if any(staging.glob("store/*.tar")):
+        return "writing shards", None
+    return ("converting" if any(staging.glob("pieces/*.json")) else "starting"), None
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
