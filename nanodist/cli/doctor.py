@@ -93,19 +93,19 @@ def plan(options: argparse.Namespace) -> list[preflight.Finding]:
     """
     from hpc import preflight
     from hpc.preflight_limits import fits
+    from nanodist.pretrain.data import open_data
     from nanodist.pretrain.preflight import forecast
     from nanodist.pretrain.recipe import load_recipe
-    from nanodist.shards import Store
 
     recipe = load_recipe(options.recipe, options.overrides)
     world_size = options.nodes * (options.tasks_per_node or options.gpus_per_node or 1)
     found: list[preflight.Finding] = []
     store = None
-    if not recipe.data.store:
+    if not recipe.data.store and not recipe.data.mix:
         found.append(preflight.Finding("warning", "data.store is not set, so the data are not checked"))
     else:
         try:
-            store = Store.open(recipe.data.store)
+            store = open_data(recipe)
         except UserError as error:
             found.append(preflight.Finding("error", str(error)))
     # An unnamed run directory is runs/FINGERPRINT; its place is what counts here.

@@ -29,12 +29,12 @@ def run(options: argparse.Namespace) -> int:
     """Draw each sample's tile and, beside it, both views as they were at the step."""
     from hpc.errors import UserError
     from nanodist.pretrain.recipe import load_recipe
-    from nanodist.shards import Order, Store
+    from nanodist.shards import Store, make_order
     from nanodist.views.replay import caption, replay, write_replays
 
     recipe = load_recipe(options.recipe, options.overrides)
     store = Store.open(options.store)
-    order = Order(len(store), recipe.seed, recipe.train.global_batch_size)
+    order = make_order(store, recipe.seed, recipe.train.global_batch_size, recipe.data.window_mb)
     steps, positives = recipe.train.total_steps(len(store)), recipe.data.positives == "group"
     step, keys = options.step, options.sample
     if not keys:

@@ -42,7 +42,7 @@ from hpc.topology import Topology
 from nanodist.pretrain.preflight_needs import Disk, Memory, Size, disk, memory, model_size
 from nanodist.pretrain.recipe import PretrainRecipe
 from nanodist.pretrain.seats import legal_world_sizes
-from nanodist.shards import Store
+from nanodist.shards.windows import Tiles
 
 # How a run's memory is predicted: (recipe, size of the model, ranks, micro-batches). To be replaced by a planner.
 Predictor = Callable[[PretrainRecipe, Size, int, int], Memory]
@@ -61,7 +61,7 @@ class Forecast:
 
 def forecast(
     recipe: PretrainRecipe,
-    store: Store | None,
+    store: Tiles | None,
     world_size: int,
     path: Path | None = None,
     seconds_left: float | None = None,
@@ -114,26 +114,24 @@ def forecast(
     return Forecast(findings, size, need, room, steps - done)
 
 
-def _samples(recipe: PretrainRecipe, store: Store) -> list[Finding]:
+def _samples(recipe: PretrainRecipe, store: Tiles) -> list[Finding]:
     batch, have = recipe.train.global_batch_size, len(store)
-    shards = len(store.manifest.shards)
-    where = f"{store.path} has {have} samples in {shards} shard{'s' if shards != 1 else ''}"
+    where = f"{store.path} has {have} samples in {store.shard_count} shard{'s' if store.shard_count != 1 else ''}"
     if have < batch:
         return [Finding("error", f"{where}, fewer than train.global_batch_size={batch}; lower it")]
-    if recipe.data.positives == "group" and have == len(set(store.groups)):
+    if recipe.data.positives == "group" and have == len(store.group_names):
         what = "data.positives=group pairs tiles of one micrograph, and each has one tile only"
         return [Finding("error", f"{where}; {what}: pack with --tile, or use positives=image")]
     return [Finding("ok", f"{where}: {have / batch:.1f} batches of {batch} an epoch")]
 
 
-def _sizes(recipe: PretrainRecipe, store: Store) -> list[Finding]:
-    columns = store.samples.columns
-    sizes = set(zip(columns["height"].tolist(), columns["width"].tolist(), strict=True))
+def _sizes(recipe: PretrainRecipe, store: Tiles) -> list[Finding]:
+    sizes = store.tile_sizes
     if len(sizes) > 1:
         few = ", ".join(f"{h} x {w}" for h, w in sorted(sizes)[:3])
         what = f"{store.path} has tiles of {len(sizes)} sizes ({few}), which make no batch; pack with --tile PX"
         return [Finding("error", what)]
-    height, width = next(iter(sizes))
+    height, width = sizes[0]
     if recipe.views.size_px > 2 * min(height, width):
         what = f"views.size_px={recipe.views.size_px} is more than twice the tiles of {height} x {width}"
         return [Finding("warning", f"{what}: they are blown up, at the cost of every pixel")]
@@ -202,7 +200,7 @@ def code_hash() -> str:
 
 def preflight(
     recipe: PretrainRecipe,
-    store: Store,
+    store: Tiles,
     topology: Topology,
     path: Path,
     world: Group,

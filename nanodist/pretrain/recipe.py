@@ -22,13 +22,44 @@ from nanodist.views import ViewsConfig
 class DataConfig:
     """The section ``data``. The store enters the fingerprint by the hash of its manifest, not by its path."""
 
-    store: str = option("", "Folder of a store that nanodist pack wrote.", how=True)
+    store: str = option("", "Folder or address (https://, s3://) of a store that nanodist pack wrote.", how=True)
+    mix: list[tuple[str, float]] = option(
+        [],
+        "Several stores in place of one, as [STORE, weight]: shares of each batch, hashed with the stores.",
+        how=True,
+    )
+    manifest: str = option(
+        "", "Hash of the manifest to train on; empty: what the run began with, or else the newest.", how=True
+    )
+    split: Literal["all", "train", "test"] = option("all", "Take only one part of the store's groups.")
+    test_share: float = option(0.3, "With split: share of each label's groups that is held out.", low=0.0, high=1.0)
+    window_mb: int = option(
+        1024,
+        "Stores of more MiB are shuffled in blocks within such a window, and not all at once; 0: always all.",
+        low=0,
+    )
+    corrupt: Literal["error", "replace"] = option(
+        "error",
+        "A damaged sample stops the run, or another one stands in for it, the same on any ranks, and is counted.",
+    )
     positives: Literal["image", "group"] = option(
         "image", "What two views show: one tile, or two tiles of one group (micrograph), which then are no negatives."
     )
-    cache_mb: int = option(2048, "Memory a rank for decoded tiles; a store that fits is decoded once.", low=0, how=True)
-    workers: int = option(1, "Threads a rank that read ahead; 0 reads in the training thread.", low=0, how=True)
+    cache_mb: int = option(
+        192, "Memory a rank for decoded tiles (a store that fits is decoded once), or for blocks.", low=0, how=True
+    )
+    workers: int | None = option(
+        None,
+        "Processes a rank that read ahead; 0: the training thread reads; null: as cores and encoding say.",
+        low=0,
+        how=True,
+    )
     read_ahead: int = option(2, "Batches that are read ahead.", low=1, how=True)
+    stage_to: str = option(
+        "", "Folder on a disk of the node (such as $TMPDIR) to copy shards to, once a node.", how=True
+    )
+    remote_cache: str = option("", "Folder for blocks of remote shards; empty: NANODIST_CACHE or ~/.cache.", how=True)
+    remote_cache_mb: int = option(20480, "Most MiB in that folder.", low=1, how=True)
 
 
 @dataclass(frozen=True)

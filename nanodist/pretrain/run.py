@@ -28,18 +28,19 @@ from hpc.topology import Topology, detect
 from hpc.tracking import Tracker
 from nanodist._version import __version__
 from nanodist.encoders import load_encoder
+from nanodist.pretrain.data import inputs_of, on_all_ranks, open_data, staged
 from nanodist.pretrain.model import DEEPSPEED
 from nanodist.pretrain.preflight import preflight
 from nanodist.pretrain.recipe import PretrainRecipe
 from nanodist.pretrain.seats import take_seat
 from nanodist.pretrain.task import PretrainTask
-from nanodist.shards import Store
+from nanodist.shards.windows import Tiles
 from nanodist.views.sheet import write_view_sheet
 
 
-def identity(recipe: PretrainRecipe, store: Store) -> tuple[str, dict[str, Any]]:
+def identity(recipe: PretrainRecipe, store: Tiles) -> tuple[str, dict[str, Any]]:
     """Fingerprint of a run, and the *what* that it is made of: recipe, store, and weights of a warm start."""
-    inputs = {"store": store.manifest_hash}
+    inputs = inputs_of(store)
     if recipe.init_from and recipe.init_from.startswith(DEEPSPEED):
         source = model_states(Path(recipe.init_from.removeprefix(DEEPSPEED)))
         inputs["init_from"] = file_facts(source).xxh3_128
@@ -73,14 +74,17 @@ def pretrain(
     """
     topology = detect()
     _check_installed()
-    store = _open_store(recipe)
+    store = open_data(recipe)
     fingerprint, what = identity(recipe, store)
-    path = Path(recipe.run_dir or f"runs/{fingerprint}")
     seat = take_seat(recipe, topology, say)
     if seat is None:
-        return path
+        return Path(recipe.run_dir or f"runs/{fingerprint}")
     device = start(recipe.engine, seat)
     try:
+        store = on_all_ranks(recipe, store, seat)
+        fingerprint, what = identity(recipe, store)
+        path = Path(recipe.run_dir or f"runs/{fingerprint}")
+        store = staged(recipe, store, seat, say)
         return _run(recipe, store, seat, device, RunDir(path), fingerprint, what, make_evaluator, preemption)
     finally:
         if dist.is_initialized():
@@ -94,22 +98,9 @@ def _check_installed() -> None:
         raise UserError(f"training needs {' and '.join(missing)}: pip install 'nanodist[train]'")
 
 
-def _open_store(recipe: PretrainRecipe) -> Store:
-    if not recipe.data.store:
-        raise UserError("data.store is not set; give data.store=FOLDER, a store that nanodist pack wrote")
-    store = Store.open(recipe.data.store)
-    batch = recipe.train.global_batch_size
-    if len(store) < batch:
-        raise UserError(
-            f"{recipe.data.store} holds {len(store)} samples, fewer than train.global_batch_size={batch}; "
-            "lower it, as no sample may come twice in one batch"
-        )
-    return store
-
-
 def _run(
     recipe: PretrainRecipe,
-    store: Store,
+    store: Tiles,
     topology: Topology,
     device: torch.device,
     run: RunDir,
@@ -150,7 +141,7 @@ def _run(
     return run.path
 
 
-def _task(recipe: PretrainRecipe, store: Store, topology: Topology, device: torch.device, world: Group) -> PretrainTask:
+def _task(recipe: PretrainRecipe, store: Tiles, topology: Topology, device: torch.device, world: Group) -> PretrainTask:
     micro_batches = recipe.train.micro_batches(topology.world_size)
     layout = batch_norm.make_layout(
         recipe.train.global_batch_size,
@@ -163,7 +154,7 @@ def _task(recipe: PretrainRecipe, store: Store, topology: Topology, device: torc
     return PretrainTask(recipe, store, topology, device, layout, world, micro_batches)
 
 
-def make_plan(recipe: PretrainRecipe, store: Store) -> Plan:
+def make_plan(recipe: PretrainRecipe, store: Tiles) -> Plan:
     """What the loop needs of ``recipe`` on ``store``."""
     steps_an_epoch = len(store) / recipe.train.global_batch_size
     every = recipe.evaluation.every_epochs if recipe.evaluation.store else 0.0
@@ -181,7 +172,7 @@ def make_plan(recipe: PretrainRecipe, store: Store) -> Plan:
 
 def _check_before_start(
     recipe: PretrainRecipe,
-    store: Store,
+    store: Tiles,
     topology: Topology,
     run: RunDir,
     world: Group,
@@ -213,7 +204,7 @@ def _tracker(recipe: PretrainRecipe, run: RunDir, topology: Topology, fingerprin
 
 def _announce(
     recipe: PretrainRecipe,
-    store: Store,
+    store: Tiles,
     topology: Topology,
     device: torch.device,
     path: Path,

@@ -20,9 +20,11 @@ from hpc.topology import Topology
 from nanodist.encoders import EncoderSpec
 from nanodist.objectives import build_objective
 from nanodist.objectives.collapse import collapse_measures
+from nanodist.pretrain.data import pinned_for, tell_replaced
 from nanodist.pretrain.model import build_model
 from nanodist.pretrain.recipe import PretrainRecipe
-from nanodist.shards import Batch, GroupPartners, Loader, Order, Store
+from nanodist.shards import Batch, GroupPartners, Loader, make_order
+from nanodist.shards.windows import Tiles
 from nanodist.views import make_views
 
 VERSION = 1
@@ -45,7 +47,7 @@ class PretrainTask:
     def __init__(
         self,
         recipe: PretrainRecipe,
-        store: Store,
+        store: Tiles,
         topology: Topology,
         device: torch.device,
         layout: Layout,
@@ -60,10 +62,13 @@ class PretrainTask:
         self.partners = GroupPartners(store, recipe.seed) if recipe.data.positives == "group" else None
         self.objective = build_objective(recipe.objective)
         self.evaluator: Callable[[PretrainTask], dict[str, float]] | None = None
+        self._replaced: list[tuple[str, str, str]] = []
+        self._told = 0
 
     def batches(self, start_step: int) -> Iterator[Batch]:
         """This rank's slices of the global batches from ``start_step`` on."""
-        order = Order(len(self.store), self.recipe.seed, self.recipe.train.global_batch_size)
+        recipe = self.recipe
+        order = make_order(self.store, recipe.seed, recipe.train.global_batch_size, recipe.data.window_mb)
         data, here = self.recipe.data, self.topology
         loader = Loader(
             self.store,
@@ -76,7 +81,11 @@ class PretrainTask:
             self.partners,
             data.cache_mb,
             self.micro_batches,
+            data.corrupt,
+            here.local_world_size,
+            pinned_for(self.device),
         )
+        self._replaced, self._told = loader.replaced, 0
         try:
             yield from loader
         finally:
@@ -126,7 +135,19 @@ class PretrainTask:
     def measures(self, outputs: dict[str, Tensor]) -> dict[str, float]:
         """Collapse measures of the global batch; on rank 0, nothing elsewhere."""
         a, b = (gather_rows(outputs[name].float(), self.group) for name in ("a", "b"))
-        return collapse_measures(a, b) if self.topology.is_main else {}
+        replaced = self._samples_replaced()
+        return {**collapse_measures(a, b), **replaced} if self.topology.is_main else {}
+
+    def _samples_replaced(self) -> dict[str, float]:
+        """How many samples of all ranks others stood in for since the last time; collective."""
+        if self.recipe.data.corrupt == "error":
+            return {}
+        tell_replaced(self._replaced, self._told)
+        count = torch.tensor([float(len(self._replaced) - self._told)], device=self.device)
+        self._told = len(self._replaced)
+        if self.topology.world_size > 1:
+            torch.distributed.all_reduce(count, group=self.group)
+        return {"samples_replaced": count.item()}
 
     def finished(self) -> bool:
         """A pretraining takes all its steps."""
@@ -138,7 +159,7 @@ class PretrainTask:
 
     def state_dict(self) -> dict[str, Any]:
         """What the encoder is, what it saw, and what the data position is counted in."""
-        groups = sorted(set(self.store.groups))
+        groups = sorted(self.store.group_names)
         seen: dict[str, Any] = {"manifest_hash": self.store.manifest_hash, "samples": len(self.store)}
         if len(groups) <= MOST_GROUPS:
             seen["groups"] = groups
@@ -165,13 +186,13 @@ class PretrainTask:
             raise CheckpointError(f"the checkpoint was trained on store {saved}, this one is {here}")
 
 
-def _pixel_sizes(store: Store, recipe: PretrainRecipe) -> npt.NDArray[np.float64]:
+def _pixel_sizes(store: Tiles, recipe: PretrainRecipe) -> npt.NDArray[np.float64]:
     """(samples, 2) nanometres a pixel as (y, x), NaN where unknown.
 
     Raises:
         UserError: the views are cut in nanometres, and a tile has no pixel size.
     """
-    sizes: npt.NDArray[np.float64] = store.samples.columns["pixel_size_nm"]
+    sizes = store.pixel_size_nm
     unknown = np.flatnonzero(np.isnan(sizes).any(1))
     if recipe.views.crop_nm is not None and len(unknown):
         raise UserError(
@@ -181,8 +202,7 @@ def _pixel_sizes(store: Store, recipe: PretrainRecipe) -> npt.NDArray[np.float64
     return sizes
 
 
-def _spec(store: Store, recipe: PretrainRecipe, sizes: npt.NDArray[np.float64]) -> EncoderSpec:
-    statistics, first = store.manifest.statistics, store.samples[0]
+def _spec(store: Tiles, recipe: PretrainRecipe, sizes: npt.NDArray[np.float64]) -> EncoderSpec:
+    statistics, tile = store.statistics, store.tile_sizes[0]
     typical = 1.0 if np.isnan(sizes).all() else float(np.nanmedian(sizes))
-    tile = (first.height, first.width)
     return recipe.encoder_spec(float(statistics["mean"]), float(statistics["std"]), tile, typical)

@@ -92,6 +92,25 @@ class Keys(Sequence[str]):
     __hash__ = None  # type: ignore[assignment]
 
 
+class _Taken(Sequence[str]):
+    """Some keys of others."""
+
+    def __init__(self, keys: Sequence[str], numbers: npt.NDArray[np.int64]) -> None:
+        self._keys, self._numbers = keys, numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, i: int) -> str: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[str]: ...
+    def __getitem__(self, i: int | slice) -> str | list[str]:
+        if isinstance(i, slice):
+            return [self[k] for k in range(*i.indices(len(self)))]
+        return self._keys[int(self._numbers[i])]
+
+
 def _safe_key(key: str) -> str:
     if not _SAFE_KEY.fullmatch(key):  # others may name files by it
         raise UserError(f"the index has the key {key!r}, with other characters than letters, digits, _ and -")
@@ -129,6 +148,10 @@ class Samples(Sequence[Sample]):
         y, x = self.columns["pixel_size_nm"][i].tolist()
         size_nm = None if np.isnan(y) else (y, x)
         return Sample(key=key, pixel_size_nm=size_nm, xxh3=f"{int(self.columns['xxh3'][i]):016x}", **numbers, **texts)
+
+    def take(self, numbers: npt.NDArray[np.int64]) -> Samples:
+        """The samples ``numbers`` alone."""
+        return Samples(_Taken(self.keys, numbers), {k: v[numbers] for k, v in self.columns.items()}, self._texts)
 
     def table(self, name: str) -> list[Any]:
         """The values of suffix, label, group or source, which the codes in the column of that name point into.

@@ -54,7 +54,9 @@ def stage(store: Store, folder: Path, local_rank: int = 0, say: Callable[[str], 
                         _copy(store.folder / shard.file, target / shard.file, shard)
     except OSError as error:
         raise UserError(f"shards cannot be copied to {target}: {error.strerror or error}; see data.stage_to") from None
-    return Store(store.path, store.manifest, store.samples, target)
+    there = Store(store.path, store.manifest, store.samples, target)
+    there.manifest_hash = store.manifest_hash  # that of a subset is its own
+    return there
 
 
 def _is_whole(target: Path, shard: ShardEntry) -> bool:

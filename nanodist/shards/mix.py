@@ -93,6 +93,11 @@ class Mixture:
         return self.stores[0].examples_of_sizes()
 
     @property
+    def shard_count(self) -> int:
+        """How many shards there are."""
+        return int(self._shards[-1])
+
+    @property
     def shard_bytes(self) -> int:
         """Of all shards."""
         return sum(store.shard_bytes for store in self.stores)

@@ -6,7 +6,7 @@ import numpy as np
 
 from hpc.seeding import key, uniforms
 from nanodist.shards.order import I64
-from nanodist.shards.store import Store
+from nanodist.shards.windows import Tiles
 
 
 class GroupPartners:
@@ -16,7 +16,7 @@ class GroupPartners:
         group_of: (samples,) number of each sample's group.
     """
 
-    def __init__(self, store: Store, seed: int) -> None:
+    def __init__(self, store: Tiles, seed: int) -> None:
         self._keys, self._seed = store.keys, seed
         _, self.group_of = np.unique(store.group_codes, return_inverse=True)
         self._members = np.argsort(self.group_of, kind="stable")

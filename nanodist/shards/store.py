@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -46,6 +47,7 @@ class Store:
         self.path, self.manifest, self.samples = path, manifest, samples
         self.manifest_hash = manifest.content_hash
         self.folder = shards or path
+        self._opened: tuple[Callable[..., Store], tuple[Any, ...]] | None = None
         self.files: Any = FileReader([self.folder / shard.file for shard in manifest.shards])
 
     @classmethod
@@ -72,6 +74,8 @@ class Store:
         return cls(folder, manifest, load_index(folder, manifest), shards)
 
     def __reduce__(self) -> tuple[Callable[..., Store], tuple[Any, ...]]:
+        if self._opened is not None:
+            return self._opened
         return type(self).open, (self.path, self.manifest_hash, None if self.folder == self.path else self.folder)
 
     def __len__(self) -> int:
@@ -133,6 +137,11 @@ class Store:
         return self.manifest.statistics
 
     @property
+    def shard_count(self) -> int:
+        """How many shards there are."""
+        return len(self.manifest.shards)
+
+    @property
     def shard_bytes(self) -> int:
         """Of all shards."""
         return sum(shard.bytes for shard in self.manifest.shards)
@@ -141,6 +150,16 @@ class Store:
     def costs_decoding(self) -> bool:
         """Whether decoding takes much longer than reading, so that processes of their own pay."""
         return not set(self.samples.table("suffix")) <= {"pgm", "npy"}
+
+    def subset(self, numbers: I64) -> Store:
+        """The samples ``numbers`` alone, in that order; its identity is over the store's and the numbers."""
+        part = Store(
+            self.path, self.manifest, self.samples.take(numbers), None if self.folder == self.path else self.folder
+        )
+        digest = hashlib.sha256(self.manifest_hash.encode() + np.ascontiguousarray(numbers, np.int64).tobytes())
+        part.manifest_hash, part.files = digest.hexdigest(), self.files
+        part._opened = (_subset_of, (self, np.asarray(numbers)))
+        return part
 
     def read_bytes(self, i: int) -> bytes:
         """The encoded bytes of sample ``i``, checked against its hash.
@@ -203,6 +222,10 @@ class Store:
     def close(self) -> None:
         """Close the shard files; they open again when they are read."""
         self.files.close()
+
+
+def _subset_of(store: Store, numbers: I64) -> Store:
+    return store.subset(numbers)
 
 
 def _check_length(path: Path, expected: int) -> None:

@@ -48,6 +48,11 @@ class Tiles(Protocol):
         ...
 
     @property
+    def shard_count(self) -> int:
+        """How many shards there are."""
+        ...
+
+    @property
     def shard_bytes(self) -> int:
         """Of all shards."""
         ...

@@ -14,7 +14,9 @@ from PIL import Image, ImageDraw
 from hpc import atomic
 from hpc.errors import UserError
 from nanodist.pixels import to_unit
-from nanodist.shards import GroupPartners, Order, Store
+from nanodist.shards import GroupPartners
+from nanodist.shards.order import Batches
+from nanodist.shards.windows import Tiles
 from nanodist.views import ViewsConfig, draw, render
 
 _COLOURS = ((230, 120, 0), (0, 110, 200))
@@ -44,12 +46,12 @@ class Replay:
     pixel_size_nm: npt.NDArray[np.float64]
 
 
-def steps_of(order: Order, sample: int, near: int, count: int = 3) -> list[int]:
+def steps_of(order: Batches, sample: int, near: int, count: int = 3) -> list[int]:
     """The ``count`` steps (from 1) nearest to step ``near`` whose batch holds ``sample``."""
     return [step + 1 for step in order.steps_of(sample, near - 1, count)]
 
 
-def epoch_at(order: Order, key: str, sample: int, step: int, steps_total: int) -> int:
+def epoch_at(order: Batches, key: str, sample: int, step: int, steps_total: int) -> int:
     """The epoch of ``sample`` in the batch of ``step``.
 
     Raises:
@@ -67,9 +69,9 @@ def epoch_at(order: Order, key: str, sample: int, step: int, steps_total: int) -
 
 
 def replay(
-    store: Store,
+    store: Tiles,
     config: ViewsConfig,
-    order: Order,
+    order: Batches,
     key: str,
     step: int | None,
     steps_total: int,

@@ -12,12 +12,12 @@ import torch
 from hpc import atomic
 from hpc.seeding import permutation
 from nanodist.pixels import to_unit
-from nanodist.shards import Store
+from nanodist.shards.windows import Tiles
 from nanodist.views import ViewsConfig, make_view
 
 
 def write_view_sheet(
-    store: Store,
+    store: Tiles,
     config: ViewsConfig,
     seed: int,
     path: Path,
