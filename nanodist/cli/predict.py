@@ -21,12 +21,17 @@ def run(options: argparse.Namespace) -> int:
     import torch
 
     from hpc.environment import cores_of_rank
-    from nanodist.downstream.finetune.load import load_classifier
-    from nanodist.downstream.finetune.predict import PREDICTIONS, REPORT, predict
+    from nanodist.downstream.finetune.load import kind_of, load_classifier
+    from nanodist.downstream.finetune.predict import REPORT, predict
 
     torch.set_num_threads(options.threads or cores_of_rank(1))
-    failed = predict(load_classifier(options.run), options.images, options.out)
-    print(options.out / PREDICTIONS)
+    if kind_of(options.run) == "segmentation":
+        from nanodist.downstream.segment.predict import load_segmenter, predict_masks
+
+        failed = predict_masks(load_segmenter(options.run), options.images, options.out)
+    else:
+        failed = predict(load_classifier(options.run), options.images, options.out)
+    print(options.out / REPORT)
     if failed:
         files = "file was" if failed == 1 else "files were"
         print(f"{failed} {files} not predicted; {options.out / REPORT} says why", file=sys.stderr)

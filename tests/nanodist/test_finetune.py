@@ -23,7 +23,7 @@ from nanodist.downstream.finetune.load import load_classifier
 from nanodist.downstream.finetune.model import learning_rate_scales
 from nanodist.downstream.finetune.recipe import FinetuneRecipe, LabelsConfig
 from nanodist.downstream.finetune.reference import read_reference, write_reference
-from nanodist.downstream.finetune.task import FinetuneTask, class_weights
+from nanodist.downstream.finetune.task import ClassifyTask, class_weights
 from nanodist.downstream.labels import draw_order
 from nanodist.downstream.metrics import calibration_error
 from nanodist.downstream.probe import split_within
@@ -117,7 +117,7 @@ def _step(rank, world_size, store, batch_norm_over, precision):
     world = dist.new_group() if world_size > 1 else None
     group = 1 if batch_norm_over == "frozen" else 12
     layout = batch_norm.make_layout(12, group, rank, world_size)
-    task = FinetuneTask(recipe, labels, _topology(rank, world_size), torch.device("cpu"), layout, world)
+    task = ClassifyTask(recipe, labels, _topology(rank, world_size), torch.device("cpu"), layout, world)
     task.module.train()
     batch = next(task.batches(0))
     loss = task.loss(task.forward(task.module, task.parts(batch)[0]), batch)
@@ -140,7 +140,7 @@ def test_frozen_statistics_stay_and_frozen_blocks_want_no_gradient(store, export
     overrides = ("encoder.weights=given", "train.batch_norm=frozen", f"encoder.source={export}", "train.tuned_layers=1")
     recipe = _recipe(store, *overrides, "train.layer_decay=0.5")
     layout = batch_norm.make_layout(12, 1, 0, 1)
-    task = FinetuneTask(recipe, Labels(recipe.data), _topology(), torch.device("cpu"), layout, None)
+    task = ClassifyTask(recipe, Labels(recipe.data), _topology(), torch.device("cpu"), layout, None)
     module = task.classifier.train()
     before = {name: buffer.clone() for name, buffer in module.named_buffers()}
     module(torch.rand(4, 1, 32, 32))
@@ -259,7 +259,7 @@ def test_a_mistake_gives_one_sentence(store, tmp_path, capsys, change, said):
 
 def test_the_module_is_what_the_loop_wants(store):
     layout = batch_norm.make_layout(12, 12, 0, 1)
-    task = FinetuneTask(
+    task = ClassifyTask(
         _recipe(store, "train.global_batch_size=12"),
         Labels(LabelsConfig(store=str(store))),
         _topology(),
@@ -271,7 +271,7 @@ def test_the_module_is_what_the_loop_wants(store):
     for _ in range(2):
         figures = task.evaluate()
     assert figures["score"] == figures["validation_loss"]
-    other = FinetuneTask(
+    other = ClassifyTask(
         _recipe(store, "train.global_batch_size=12"), task.labels, _topology(), task.device, layout, None
     )
     other.load_state_dict(json.loads(json.dumps(task.state_dict())))

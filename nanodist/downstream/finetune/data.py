@@ -22,11 +22,23 @@ I64 = npt.NDArray[np.int64]
 PROTOCOL_SEED = 0
 
 
+def stores_of(config: LabelsConfig) -> tuple[Store, Store | None]:
+    """The store, and the test store where there is one.
+
+    Raises:
+        UserError: there is no such store.
+    """
+    if not config.store:
+        raise UserError("data.store is not set; give data.store=FOLDER, a store packed with --labels or --masks")
+    return Store.open(config.store), Store.open(config.test_store) if config.test_store else None
+
+
 class Labels:
     """Labelled samples of one or two stores, and their parts; no micrograph is in two of them.
 
     Args:
         config: the recipe's section.
+        dataset: what it says, where that is not by the labels of the stores.
 
     Attributes:
         dataset: all labelled samples; the numbers below are theirs.
@@ -37,16 +49,14 @@ class Labels:
         UserError: no labels, a class that cannot be split by micrograph, or stores that share a micrograph.
     """
 
-    def __init__(self, config: LabelsConfig) -> None:
-        if not config.store:
-            raise UserError("data.store is not set; give data.store=FOLDER, a store packed with --labels")
-        test_store = Store.open(config.test_store) if config.test_store else None
-        self.dataset: Dataset = labelled(Store.open(config.store), test_store)
+    def __init__(self, config: LabelsConfig, dataset: Dataset | None = None) -> None:
+        self.dataset: Dataset = labelled(*stores_of(config)) if dataset is None else dataset
         targets, every = self.targets, np.arange(len(self.dataset.targets.y), dtype=np.int64)
         if self.dataset.fixed_test is not None:
             split = Split(config.split_seed, without(every, self.dataset.fixed_test), self.dataset.fixed_test)
         else:
-            check_splittable(targets, every, config.store)
+            if dataset is None:
+                check_splittable(targets, every, config.store)
             split = split_within(targets, config.test_share, PROTOCOL_SEED, config.split_seed)
         orders = draw_order(targets, split.train, PROTOCOL_SEED, split.seed, config.draw_seed)
         self.short = short_classes(targets, orders, config.budget)
@@ -119,7 +129,7 @@ class LabelledBatch:
     """This rank's part of a global batch.
 
     Attributes:
-        numbers: (n,) samples of the dataset; ``targets`` (n,) their classes; ``epochs`` (n,) when they come.
+        numbers: (n,) samples of the dataset; ``epochs`` (n,) when they come.
         images: (n, H, W) uint8 or uint16.
     """
 
@@ -128,7 +138,6 @@ class LabelledBatch:
     numbers: I64
     keys: list[str]
     images: npt.NDArray[np.generic]
-    targets: I64
     wait_seconds: float
 
 
@@ -144,5 +153,5 @@ def batches(
         numbers = labels.train[indices]
         images = np.stack([labels.image(int(i)) for i in numbers])
         keys = [labels.dataset.keys[i] for i in numbers]
-        yield LabelledBatch(step, epochs, numbers, keys, images, labels.targets.y[numbers], 0.0)
+        yield LabelledBatch(step, epochs, numbers, keys, images, 0.0)
         step += 1

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 from hpc.checkpoint.files import CheckpointError, candidates, is_whole, latest_checkpoint, read_state, read_tensors
 from hpc.config import build
@@ -44,11 +47,15 @@ def chosen_checkpoint(checkpoints: Path) -> Path:
     return min(scores, key=lambda folder: (scores[folder], folder.name)) if scores else newest
 
 
-def load_classifier(run_dir: str | Path) -> Loaded:
-    """The classifier of a run directory of ``nanodist finetune``.
+def read_run(run_dir: str | Path, kind: str) -> tuple[Path, dict[str, Any], dict[str, Tensor]]:
+    """The checkpoint of a run that predicts, what it says of its task, and its weights.
+
+    Args:
+        run_dir: of ``nanodist finetune``.
+        kind: ``classification`` or ``segmentation``.
 
     Raises:
-        UserError: the folder is none, or holds no whole checkpoint.
+        UserError: the folder is none, is of another kind, or holds no whole checkpoint.
     """
     path = Path(run_dir)
     if not (path / "checkpoints").is_dir():
@@ -56,15 +63,39 @@ def load_classifier(run_dir: str | Path) -> Loaded:
     try:
         folder = chosen_checkpoint(path / "checkpoints")
         task = read_state(folder)["task"]
-        if task.get("kind") != "classification":
-            raise UserError(f"{path} is a run, but not one of nanodist finetune: it holds no classifier")
+        if task.get("kind") != kind:
+            raise UserError(f"{path} is a run of {task.get('kind', 'another kind')}, and not of {kind}")
+        return folder, task, read_tensors(folder / "model.safetensors")
+    except (CheckpointError, KeyError) as error:
+        raise UserError(f"{path}: cannot load the model: {error}") from None
+
+
+def kind_of(run_dir: str | Path) -> str:
+    """``classification`` or ``segmentation``; empty where the run is of neither kind.
+
+    Raises:
+        UserError: the folder holds no whole checkpoint.
+    """
+    try:
+        return str(read_state(latest_checkpoint(Path(run_dir) / "checkpoints"))["task"].get("kind", ""))
+    except (CheckpointError, KeyError) as error:
+        raise UserError(f"{run_dir} is not the run directory of a fine-tuning: {error}") from None
+
+
+def load_classifier(run_dir: str | Path) -> Loaded:
+    """The classifier of a run directory of ``nanodist finetune``.
+
+    Raises:
+        UserError: the folder is none, or holds no whole checkpoint.
+    """
+    folder, task, weights = read_run(run_dir, "classification")
+    try:
         spec = build(EncoderSpec, task["encoder"], str(folder))
-        weights = read_tensors(folder / "model.safetensors")
         trunk = create_trunk(spec.trunk, 0, **spec.trunk_options)
         model = Classifier(trunk, plain_head(*reversed(weights["head.1.weight"].shape)), spec, True)
         model.load_state_dict(weights)
-    except (CheckpointError, KeyError, ValueError, RuntimeError) as error:
-        raise UserError(f"{path}: cannot load the classifier: {' '.join(str(error).split())[:300]}") from None
-    height, width = task["tile_px"]
-    classes = tuple(task["classes"])
-    return Loaded(model.float().eval(), classes, folder, (int(height), int(width)), read_reference(path))
+        height, width = task["tile_px"]
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise UserError(f"{run_dir}: cannot load the classifier: {' '.join(str(error).split())[:300]}") from None
+    size, classes = (int(height), int(width)), tuple(task["classes"])
+    return Loaded(model.float().eval(), classes, folder, size, read_reference(Path(run_dir)))

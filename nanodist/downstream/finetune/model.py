@@ -123,8 +123,7 @@ def build_classifier(recipe: FinetuneRecipe, classes: int, tile_px: tuple[int, i
         width = pooled_features(trunk, pixels, spec.pooling).shape[1]
     frozen = recipe.train.batch_norm == "frozen"
     model = Classifier(trunk, _head(width, classes, recipe.seed), spec, frozen, recipe.train.precision)
-    for name, parameter in trunk.named_parameters():
-        parameter.requires_grad_(_depth(trunk)[name] < _tuned(recipe, trunk))
+    freeze(recipe, trunk)
     if not frozen:
         convert(model, layout)
     return model.double() if recipe.train.precision == "fp64" else model
@@ -159,13 +158,15 @@ def _depth(trunk: nn.Module) -> dict[str, int]:
     return {name: last - number for name, number in numbers.items()}
 
 
-def _tuned(recipe: FinetuneRecipe, trunk: nn.Module) -> int:
-    wanted = recipe.train.tuned_layers
-    return max(_depth(trunk).values()) + 1 if wanted is None else wanted
+def freeze(recipe: FinetuneRecipe, trunk: nn.Module) -> None:
+    """Let those blocks of the trunk learn that the recipe wants to."""
+    wanted, depth = recipe.train.tuned_layers, _depth(trunk)
+    for name, parameter in trunk.named_parameters():
+        parameter.requires_grad_(wanted is None or depth[name] < wanted)
 
 
-def learning_rate_scales(recipe: FinetuneRecipe, model: Classifier) -> dict[str, float]:
+def learning_rate_scales(recipe: FinetuneRecipe, model: nn.Module) -> dict[str, float]:
     """For each parameter of the model the factor of its learning rate (Clark et al. 2020, layer-wise decay)."""
     decay = recipe.train.layer_decay
-    scales = {f"trunk.{name}": decay ** (depth + 1) for name, depth in _depth(model.trunk).items()}
+    scales = {f"trunk.{name}": decay ** (depth + 1) for name, depth in _depth(model.get_submodule("trunk")).items()}
     return {name: scales.get(name, 1.0) for name, _ in model.named_parameters()}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -59,6 +59,35 @@ def files_of(paths: Sequence[Path]) -> list[Path]:
     return found
 
 
+T = TypeVar("T")
+
+
+def read_each(paths: Sequence[Path], handle: Callable[[Path, int, Micrograph], T], problems: dict[str, str]) -> list[T]:
+    """What ``handle`` gives for (file, number in it, micrograph) of every micrograph of ``paths``.
+
+    ``problems`` takes the reason for each file that cannot be read or handled (whose ``UserError`` it is).
+
+    Raises:
+        UserError: no such path, or nothing of it could be handled.
+    """
+    files, done = files_of(paths), list[T]()
+    bar = Progress(len(files), "predicting", "files")
+    for file in files:
+        try:
+            if file not in paths and not is_named_like_one(file):
+                raise UserError(f"{file}: by its name it is no micrograph")
+            done += [handle(file, page, each) for page, each in enumerate(read_micrographs(file))]
+        except UserError as error:
+            problems[str(file)] = str(error)
+        bar.update()
+    bar.close()
+    if not done:
+        raise UserError(
+            f"none of the {len(files)} files could be predicted; the first: {next(iter(problems.values()))}"
+        )
+    return done
+
+
 def predict(loaded: Loaded, paths: Sequence[Path], out: Path) -> int:
     """Predict every micrograph of ``paths``, and write the table, the picture and the report to the folder ``out``.
 
@@ -68,39 +97,30 @@ def predict(loaded: Loaded, paths: Sequence[Path], out: Path) -> int:
     Raises:
         UserError: no such path, or none of the files is a micrograph.
     """
-    files = files_of(paths)
-    done: list[Prediction] = []
     problems: dict[str, str] = {}
-    bar = Progress(len(files), "predicting", "files")
-    for file in files:
-        try:
-            if file not in paths and not is_named_like_one(file):
-                raise UserError(f"{file}: by its name it is no micrograph")
-            done += [_predict(loaded, file, page, each) for page, each in enumerate(read_micrographs(file))]
-        except UserError as error:
-            problems[str(file)] = str(error)
-        bar.update()
-    bar.close()
-    if not done:
-        raise UserError(
-            f"none of the {len(files)} files could be predicted; the first: {next(iter(problems.values()))}"
-        )
+    done = read_each(paths, lambda file, page, each: _predict(loaded, file, page, each), problems)
     _write(loaded, done, problems, out)
     return len(problems)
 
 
-def _predict(loaded: Loaded, file: Path, page: int, micrograph: Micrograph) -> Prediction:
+def grey(file: Path, micrograph: Micrograph, least_px: int) -> npt.NDArray[np.uint8]:
+    """The pixels (H, W) as packing would store them.
+
+    Raises:
+        UserError: a side is shorter than ``least_px``, or there is no contrast.
+    """
     height, width = micrograph.pixels.shape
-    least = min(loaded.tile_px) // 2
-    if min(height, width) < least:
-        raise UserError(
-            f"{file} has {height} x {width} pixels; the classifier saw {loaded.tile_px[0]} x "
-            f"{loaded.tile_px[1]} and wants {least} at least"
-        )
+    if min(height, width) < least_px:
+        raise UserError(f"{file} has {height} x {width} pixels, and {least_px} a side are the least that say anything")
     try:
         pixels, _ = to_depth(micrograph.pixels, 8, always=False)
     except ValueError:
         raise UserError(f"{file} has no contrast: every pixel has the same value") from None
+    return np.asarray(pixels, np.uint8)
+
+
+def _predict(loaded: Loaded, file: Path, page: int, micrograph: Micrograph) -> Prediction:
+    pixels = grey(file, micrograph, min(loaded.tile_px) // 2)
     likely, features = [], []
     for tiles in _batches(_tiles(pixels, loaded.tile_px)):
         p, f = loaded.model.looked_at(torch.from_numpy(np.stack([to_unit(t) for t in tiles]))[:, None])

@@ -1,4 +1,4 @@
-"""The recipe of a fine-tuning for classification."""
+"""The recipe of a fine-tuning, for classification or segmentation."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ class LabelsConfig:
     test_store: str = option(
         "", "Store with other micrographs that is the whole test; empty: a share of store.", how=True
     )
-    labels_per_class: int = option(0, "Labels a class, those of the validation part among them; 0: all.", low=0)
+    labels_per_class: int = option(
+        0, "Labels a class (masks in all), those of the validation part among them; 0: all.", low=0
+    )
     split_seed: int = option(0, "Which micrographs are the test, where there is no test_store.", low=0)
     draw_seed: int = option(0, "Which samples of the other micrographs give their labels.", low=0)
     test_share: float = option(0.25, "Share of each class's micrographs that is the test.", low=0.01, high=0.9)
@@ -55,6 +57,18 @@ class StartConfig:
     )
     trunk_options: dict[str, Any] = option({}, "With timm:NAME, more arguments of timm.create_model.")
     normalise: Literal["store", "image"] = option("image", "With timm:NAME, how pixels are normalised.")
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """The section ``decoder``: from features to masks, where ``task`` is segmentation."""
+
+    name: Literal["unet", "fpn"] = option("unet", "U-Net (Ronneberger 2015) or feature pyramid (Kirillov 2019).")
+    width: int = option(128, "Channels of the decoder where it is widest.", low=8)
+    masks: Literal["classes", "instances"] = option(
+        "classes", "What pixels of masks mean: a class, or the number of an object (0: background)."
+    )
+    dice_weight: float = option(1.0, "Weight of the Dice loss beside cross entropy.", low=0.0)
 
 
 @dataclass(frozen=True)
@@ -125,10 +139,12 @@ class FinetuneTrainConfig:
 class FinetuneRecipe:
     """Everything about one fine-tuning."""
 
+    task: Literal["classification", "segmentation"] = option("classification", "Labels of images, or masks.")
     seed: int = option(0, "Of the head's weights, the order and the views.", low=0)
     run_dir: str = option("", "Where the run lives; empty: runs/FINGERPRINT.", how=True)
     data: LabelsConfig = section(LabelsConfig)
     encoder: StartConfig = section(StartConfig)
+    decoder: DecoderConfig = section(DecoderConfig)
     views: ViewsConfig = section(ViewsConfig)
     symmetries: int = option(8, "Rotations and reflections that a prediction is averaged over.", low=1, high=8)
     train: FinetuneTrainConfig = section(FinetuneTrainConfig)
@@ -145,6 +161,8 @@ class FinetuneRecipe:
                 "encoder.weights=random has no statistics that train.batch_norm=frozen could keep; "
                 "set train.batch_norm=batch"
             )
+        if self.task == "segmentation" and self.train.class_weights != "none":
+            raise ValueError("train.class_weights is for classification; masks are weighed by decoder.dice_weight")
         if self.encoder.weights == "random" and self.train.tuned_layers is not None:
             raise ValueError("encoder.weights=random has nothing worth freezing; leave train.tuned_layers out")
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -25,13 +24,13 @@ from hpc.task import Plan, TrainState
 from hpc.topology import Topology, detect
 from hpc.tracking import Tracker
 from nanodist._version import __version__
+from nanodist.downstream.finetune.base import LabelledTask
 from nanodist.downstream.finetune.data import Labels
 from nanodist.downstream.finetune.load import chosen_checkpoint
 from nanodist.downstream.finetune.model import learning_rate_scales, start_encoder
 from nanodist.downstream.finetune.recipe import FROM_TIMM, FinetuneRecipe
-from nanodist.downstream.finetune.reference import write_reference
-from nanodist.downstream.finetune.scores import SCORES_FILE, write_scores
-from nanodist.downstream.finetune.task import FinetuneTask
+from nanodist.downstream.finetune.scores import SCORES_FILE
+from nanodist.downstream.finetune.task import ClassifyTask
 
 Say = Callable[[str], None]
 
@@ -80,7 +79,7 @@ def finetune(recipe: FinetuneRecipe, preemption: Preemption | None = None) -> Pa
     topology = detect()
     if recipe.engine.zero_stage == 3:
         raise UserError("a fine-tuning needs whole weights on each rank to be tested: set engine.zero_stage below 3")
-    labels = Labels(recipe.data)
+    labels = labels_of(recipe)
     fingerprint, what = identity(recipe, labels)
     micro_batches = recipe.train.micro_batches(len(labels.train), topology.world_size)
     device = start(recipe.engine, topology)
@@ -106,11 +105,11 @@ def _run(
     world = dist.new_group() if topology.world_size > 1 else None
     batch, group = recipe.train.batch_size(len(labels.train)), recipe.train.group_size(len(labels.train))
     layout = batch_norm.make_layout(batch, group, topology.rank, topology.world_size, micro_batches)
-    task = FinetuneTask(recipe, labels, topology, device, layout, world, micro_batches)
+    task = _task_type(recipe)(recipe, labels, topology, device, layout, world, micro_batches)
     prepare_run_dir(recipe, topology, run, *identity)
     tell = say if topology.is_main else say_nothing
     plan = make_plan(recipe, labels)
-    scales = learning_rate_scales(recipe, task.classifier)
+    scales = learning_rate_scales(recipe, task.module)
     optimizer = build_optimizer(task.module, recipe.optimizer, plan.learning_rate(0), scales)
     clip = recipe.optimizer.clip_norm
     engine = Engine(task.module, optimizer, recipe.engine, topology, device, batch, clip, micro_batches)
@@ -122,18 +121,37 @@ def _run(
     _announce(recipe, labels, run.path, state, plan, topology, tell)
     keepers = keepers_of(recipe.guard, run, topology, number, preemption)
     train_to_the_end(task, engine, plan, run, tracker, state, world, keepers, tell)
-    _test(task, run, recipe, identity[0], tell)
+    _test(task, run, identity[0], tell)
 
 
-def _test(task: FinetuneTask, run: RunDir, recipe: FinetuneRecipe, fingerprint: str, tell: Say) -> None:
-    """Predict the test samples with the best checkpoint, or the last one where nothing ranked them; collective."""
+def labels_of(recipe: FinetuneRecipe) -> Labels:
+    """The labels of a recipe, or its masks.
+
+    Raises:
+        UserError: there are none, or they cannot be split by micrograph.
+    """
+    if recipe.task == "classification":
+        return Labels(recipe.data)
+    from nanodist.downstream.segment.data import Masks
+
+    return Masks(recipe.data, recipe.decoder)
+
+
+def _task_type(recipe: FinetuneRecipe) -> type[LabelledTask]:
+    if recipe.task == "classification":
+        return ClassifyTask
+    from nanodist.downstream.segment.task import SegmentTask
+
+    return SegmentTask
+
+
+def _test(task: LabelledTask, run: RunDir, fingerprint: str, tell: Say) -> None:
+    """Test with the best checkpoint, or the last one where nothing ranked them; collective."""
     chosen = chosen_checkpoint(run.checkpoints)
     task.module.load_state_dict(read_tensors(chosen / "model.safetensors"))
-    probabilities, _ = task.predict(task.labels.test)
-    _, known = task.predict(np.sort(np.concatenate([task.labels.train, task.labels.validation])))
+    said = task.test(run.path, chosen.name, fingerprint)
     if task.topology.is_main:
-        write_reference(run.path, known)
-        tell(write_scores(run.path, recipe, task.labels, probabilities, chosen.name, fingerprint))
+        tell(said)
 
 
 def _tracker(recipe: FinetuneRecipe, run: RunDir, topology: Topology, fingerprint: str) -> Tracker:
@@ -164,7 +182,7 @@ def _announce(
     short = ", ".join(f"{name} ({count})" for name, count in labels.short.items())
     where = f"continuing after step {state.step}" if state.step else "from the start"
     tell(
-        f"fine-tuning {recipe.encoder.source} on {len(labels.train)} labels of {len(labels.targets.classes)} classes, "
+        f"fine-tuning {recipe.encoder.source} for {recipe.task} on {len(labels.train)} samples, "
         f"{len(labels.validation)} more to choose the step, {len(labels.test)} to test; at most {plan.steps} steps of "
         f"{plan.global_batch_size}, {where}, {topology.world_size} ranks; run directory {path}"
         + (f"; these classes have fewer labels than asked for: {short}" if short else "")

@@ -1,0 +1,1 @@
+"""Segmentation: masks from a pretrained trunk and a decoder."""

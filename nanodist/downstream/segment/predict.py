@@ -1,0 +1,148 @@
+"""Masks of micrographs from a microscope: TIFF files with their pixel size, overlays, and what went wrong."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tifffile
+from PIL import Image
+
+from hpc import atomic
+from hpc.config import build
+from hpc.errors import UserError
+from hpc.progress import Progress
+from nanodist.downstream.finetune.load import read_run
+from nanodist.downstream.finetune.predict import grey, read_each
+from nanodist.downstream.finetune.recipe import DecoderConfig
+from nanodist.downstream.segment.model import Segmenter
+from nanodist.downstream.segment.windows import strips, window_count
+from nanodist.encoders import EncoderSpec, create_trunk
+from nanodist.micrographs import Micrograph
+
+U8 = npt.NDArray[np.uint8]
+REPORT, SHARES = "report.json", "shares.csv"
+OVERLAY_PX = 2048
+# Okabe and Ito's colours, which colour-blind readers tell apart; the background stays as it is.
+COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))
+
+
+@dataclass(frozen=True)
+class LoadedSegmenter:
+    """A segmentation model in eval mode on the CPU, and how it wants to be shown a micrograph."""
+
+    model: Segmenter
+    values: tuple[int, ...]
+    crop_px: int
+    size_px: int
+    symmetries: int
+    checkpoint: Path
+
+
+def load_segmenter(run_dir: str | Path) -> LoadedSegmenter:
+    """The model of a run directory of ``nanodist finetune`` with ``task=segmentation``.
+
+    Raises:
+        UserError: the folder is none, or holds no whole checkpoint.
+    """
+    folder, task, weights = read_run(run_dir, "segmentation")
+    try:
+        spec = build(EncoderSpec, task["encoder"], str(folder))
+        values = tuple(int(name) for name in task["classes"])
+        trunk = create_trunk(spec.trunk, 0, **spec.trunk_options)
+        model = Segmenter(trunk, len(values), spec, build(DecoderConfig, task["decoder"], str(folder)), True)
+        model.load_state_dict(weights)
+        shape = (int(task["crop_px"]), int(task["size_px"]), int(task["symmetries"]))
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise UserError(f"{run_dir}: cannot load the model: {' '.join(str(error).split())[:300]}") from None
+    return LoadedSegmenter(model.float().eval(), values, *shape, folder)
+
+
+def segment(loaded: LoadedSegmenter, pixels: npt.NDArray[Any], progress: bool = False) -> U8:
+    """The classes (H, W) of a uint8 or uint16 micrograph, as places in ``loaded.values``."""
+    bar = Progress(window_count(pixels.shape, loaded.crop_px), "segmenting", "windows", enabled=progress)
+    made = strips(loaded.model, pixels, loaded.crop_px, loaded.size_px, loaded.symmetries, bar.update)
+    classes = np.empty(pixels.shape, np.uint8)
+    for y, likely in made:
+        classes[y : y + likely.shape[1]] = likely.argmax(0)
+    bar.close()
+    return classes
+
+
+def predict_masks(loaded: LoadedSegmenter, paths: Sequence[Path], out: Path) -> int:
+    """Segment every micrograph of ``paths`` into ``out/masks`` and ``out/overlays``, and write the report.
+
+    Returns:
+        The number of files that could not be predicted; the report names each, with the reason.
+
+    Raises:
+        UserError: no such path, or none of the files is a micrograph.
+    """
+    names: dict[str, int] = {}
+    problems: dict[str, str] = {}
+    rows = read_each(paths, lambda file, page, each: _one(loaded, file, page, each, out, names), problems)
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["file", "page", "mask", "pixel_size_y_nm", *(f"share_{value}" for value in loaded.values)])
+    writer.writerows(rows)
+    atomic.write_text(out / SHARES, buffer.getvalue())
+    document = {
+        "schema": 1,
+        "checkpoint": str(loaded.checkpoint),
+        "classes": list(loaded.values),
+        "predicted": len(rows),
+        "not_predicted": problems,
+    }
+    atomic.write_json(out / REPORT, document)
+    return len(problems)
+
+
+def _one(
+    loaded: LoadedSegmenter, file: Path, page: int, micrograph: Micrograph, out: Path, names: dict[str, int]
+) -> list[Any]:
+    """Segment one micrograph and write its files; the row of the table."""
+    pixels = grey(file, micrograph, max(8, loaded.crop_px // 4))
+    classes = segment(loaded, pixels, progress=pixels.size > 2**24)
+    stem = file.name.split(".")[0] + (f"-p{page}" if page or int(micrograph.metadata.get("pages", 1)) > 1 else "")
+    # Files of one name from several folders.
+    names[stem] = names.get(stem, 0) + 1
+    stem = stem if names[stem] == 1 else f"{stem}-{names[stem]}"
+    (out / "masks").mkdir(parents=True, exist_ok=True)
+    (out / "overlays").mkdir(parents=True, exist_ok=True)
+    mask = out / "masks" / f"{stem}.tif"
+    atomic.write_bytes(mask, mask_tiff(np.asarray(loaded.values)[classes], micrograph.pixel_size_nm))
+    atomic.write_bytes(out / "overlays" / f"{stem}.png", _overlay(pixels, classes))
+    shares = np.bincount(classes.ravel(), minlength=len(loaded.values)) / classes.size
+    size = "" if micrograph.pixel_size_nm is None else f"{micrograph.pixel_size_nm[0]:g}"
+    return [str(file), page, str(mask.relative_to(out)), size, *(f"{share:.6f}" for share in shares)]
+
+
+def mask_tiff(mask: npt.NDArray[Any], pixel_size_nm: tuple[float, float] | None) -> bytes:
+    """A mask (H, W) as a TIFF file, compressed, with its pixel size in the resolution tags where it is known."""
+    buffer = io.BytesIO()
+    known: dict[str, Any] = {}
+    if pixel_size_nm is not None:
+        y_nm, x_nm = pixel_size_nm
+        known = {"resolution": (1e7 / x_nm, 1e7 / y_nm), "resolutionunit": "CENTIMETER"}
+    narrow = mask.astype(np.uint8 if mask.max() < 256 else np.uint16)
+    tifffile.imwrite(buffer, narrow, compression="zlib", software="nanodist", **known)
+    return buffer.getvalue()
+
+
+def _overlay(pixels: U8, classes: U8) -> bytes:
+    """A PNG of the micrograph with the classes in colour, at most 2048 pixels a side."""
+    step = max(1, -(-max(pixels.shape) // OVERLAY_PX))
+    grey_, shown = pixels[::step, ::step], classes[::step, ::step]
+    picture = np.repeat(grey_[..., None], 3, axis=2).astype(np.float32)
+    for place in range(1, int(shown.max(initial=0)) + 1):
+        colour = np.asarray(COLOURS[(place - 1) % len(COLOURS)], np.float32)
+        picture[shown == place] = 0.6 * picture[shown == place] + 0.4 * colour
+    buffer = io.BytesIO()
+    Image.fromarray(picture.astype(np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()

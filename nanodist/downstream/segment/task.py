@@ -1,0 +1,118 @@
+"""Segmentation as a task of the loop."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from hpc.batch_norm import Layout
+from hpc.collectives import Group, sum_of_shares
+from hpc.topology import Topology
+from nanodist.downstream.finetune.base import LabelledTask
+from nanodist.downstream.finetune.data import LabelledBatch, Labels
+from nanodist.downstream.finetune.recipe import FinetuneRecipe
+from nanodist.downstream.segment.data import Masks
+from nanodist.downstream.segment.loss import dice_and_cross_entropy, mean_iou
+from nanodist.downstream.segment.maps import class_maps
+from nanodist.downstream.segment.model import Segmenter, build_segmenter
+from nanodist.downstream.segment.scores import ImageScores, image_scores, write_scores
+from nanodist.downstream.segment.windows import strips
+
+I64 = npt.NDArray[np.int64]
+F64 = npt.NDArray[np.float64]
+
+
+class SegmentTask(LabelledTask):
+    """Cross entropy and Dice of one seeded view of each image and its mask."""
+
+    kind = "segmentation"
+
+    def __init__(
+        self,
+        recipe: FinetuneRecipe,
+        labels: Labels,
+        topology: Topology,
+        device: torch.device,
+        layout: Layout,
+        group: Group,
+        micro_batches: int = 1,
+    ) -> None:
+        super().__init__(recipe, labels, topology, device, layout, group, micro_batches)
+        assert isinstance(labels, Masks)
+        self.masks: Masks = labels
+        self.segmenter: Segmenter = build_segmenter(recipe, len(labels.values), layout)
+        self.module = self.segmenter
+        self.crop_px = round(recipe.views.mean_crop_px(*self.tile_px))
+
+    def loss(self, outputs: dict[str, Tensor], batch: LabelledBatch) -> Tensor:
+        """Cross entropy and Dice, averaged over the images of the global batch."""
+        logits = outputs["logits"]
+        logits = logits.float() if logits.dtype == torch.bfloat16 else logits
+        each = dice_and_cross_entropy(logits, self._maps(batch), self.recipe.decoder.dice_weight)
+        return sum_of_shares(each.sum() / self.batch_size, self.group)
+
+    def _maps(self, batch: LabelledBatch) -> Tensor:
+        masks = torch.from_numpy(np.stack([self.masks.mask(int(i)) for i in batch.numbers])).to(self.device)
+        known = self.labels.pixel_sizes(batch.numbers)
+        shape = (len(self.masks.values), self.recipe.views, self.recipe.seed)
+        return class_maps(masks, *shape, batch.epochs.tolist(), batch.keys, known)
+
+    def predict(self, number: int) -> npt.NDArray[np.float32]:
+        """Probabilities (classes, H, W) of a sample of the dataset, without augmentation."""
+        self.module.eval()
+        size = self.recipe.views.size_px
+        made = strips(self.segmenter, self.labels.image(number), self.crop_px, size, self.recipe.symmetries)
+        return np.concatenate([rows for _, rows in made], axis=1)
+
+    def evaluate(self) -> dict[str, float]:
+        """Loss and mean IoU on the validation part; collective: the ranks share the images."""
+        numbers = self.labels.validation
+        if not len(numbers):
+            return {}
+        found = torch.zeros(2, len(numbers), dtype=torch.float64, device=self.device)
+        for i in range(self.topology.rank, len(numbers), self.topology.world_size):
+            likely = torch.from_numpy(self.predict(int(numbers[i])))
+            classes = torch.from_numpy(self.masks.mask(int(numbers[i])).astype(np.int64))
+            logits = likely.clamp_min(1e-6).log()[None]
+            found[0, i] = dice_and_cross_entropy(logits, classes[None], self.recipe.decoder.dice_weight)[0]
+            found[1, i] = mean_iou(likely.argmax(0), classes, len(likely))
+        if self.group is not None:
+            # Every image has one rank that gives its figures, so the sum is exact.
+            dist.all_reduce(found, group=self.group)
+        loss, iou = (float(value) for value in found.mean(1))
+        self.judge(loss)
+        return {"validation_loss": loss, "validation_iou": iou, "score": loss}
+
+    def test(self, folder: Path, checkpoint: str, fingerprint: str) -> str:
+        """Scores of every image of the test part; the ranks share them."""
+        numbers = self.labels.test
+        mine: list[ImageScores] = []
+        for i in range(self.topology.rank, len(numbers), self.topology.world_size):
+            predicted = self.predict(int(numbers[i])).argmax(0).astype(np.uint8)
+            mine.append(image_scores(i, predicted, self.masks.mask(int(numbers[i])), len(self.masks.values)))
+        every: list[list[ImageScores]] = [mine]
+        if self.group is not None:
+            every = [[] for _ in range(self.topology.world_size)]
+            dist.all_gather_object(every, mine, group=self.group)
+        if not self.topology.is_main:
+            return ""
+        scores = sorted((one for part in every for one in part), key=lambda one: one.number)
+        return write_scores(folder, self.recipe, self.masks, scores, checkpoint, fingerprint)
+
+    def description(self) -> dict[str, Any]:
+        """Classes, and how images are read and decoded."""
+        return {
+            "classes": [str(value) for value in self.masks.values],
+            "encoder": dataclasses.asdict(self.segmenter.spec),
+            "decoder": dataclasses.asdict(self.recipe.decoder),
+            "crop_px": self.crop_px,
+            "size_px": self.recipe.views.size_px,
+            "symmetries": self.recipe.symmetries,
+        }

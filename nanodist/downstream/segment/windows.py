@@ -1,0 +1,105 @@
+"""Probabilities of every pixel of a micrograph of any size: windows that overlap, blended, strip by strip."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from nanodist.downstream.segment.model import Segmenter
+from nanodist.encoders import symmetries
+from nanodist.pixels import to_unit
+from nanodist.shards.tiles import tile_starts
+
+AT_ONCE = 8
+F32 = npt.NDArray[np.float32]
+
+
+@torch.inference_mode()
+def strips(
+    model: Segmenter,
+    pixels: npt.NDArray[Any],
+    crop_px: int,
+    size_px: int,
+    turns: int = 1,
+    progress: Callable[[int], None] | None = None,
+) -> Iterator[tuple[int, F32]]:
+    """The first row, and probabilities (classes, rows, W) of the strip that begins there, from top to bottom.
+
+    Windows of ``crop_px`` share half of their side with the next one, and weigh less towards their edges, where the
+    network sees little around a pixel. Only two rows of windows are in memory, however large the micrograph is.
+
+    Args:
+        model: in eval mode.
+        pixels: (H, W) uint8 or uint16.
+        crop_px: side of a window in pixels of the micrograph.
+        size_px: side to which a window is resized for the model, as a view was.
+        turns: rotations and reflections that are averaged over.
+        progress: called with the number of windows of each finished row.
+    """
+    height, width = pixels.shape
+    pad = (max(0, crop_px - height), max(0, crop_px - width))
+    if any(pad):
+        # A micrograph that is smaller than a window is continued by its mirror image.
+        pixels = np.pad(pixels, ((0, pad[0]), (0, pad[1])), mode="symmetric")
+    weights = _weights(crop_px)
+    columns = tile_starts(pixels.shape[1], crop_px, crop_px // 2)
+    rows = tile_starts(pixels.shape[0], crop_px, crop_px // 2)
+    device = next(model.parameters()).device
+    held = np.zeros((model.classes + 1, crop_px, pixels.shape[1]), np.float32)
+    for place, y in enumerate(rows):
+        for first in range(0, len(columns), AT_ONCE):
+            some = columns[first : first + AT_ONCE]
+            windows = np.stack([to_unit(np.ascontiguousarray(pixels[y : y + crop_px, x : x + crop_px])) for x in some])
+            made = _probabilities(model, torch.from_numpy(windows)[:, None].to(device), size_px, turns).cpu().numpy()
+            for x, p in zip(some, made, strict=True):
+                held[:-1, :, x : x + crop_px] += p * weights
+                held[-1, :, x : x + crop_px] += weights
+        if progress is not None:
+            progress(len(columns))
+        done = (rows[place + 1] if place + 1 < len(rows) else pixels.shape[0]) - y
+        finished = held[:, :done, :width]
+        last = max(0, min(done, height - y))
+        if last:
+            yield y, finished[:-1, :last] / finished[-1, :last]
+        held[:, : crop_px - done] = held[:, done:].copy()
+        held[:, crop_px - done :] = 0
+
+
+def window_count(shape: tuple[int, ...], crop_px: int) -> int:
+    """Windows of a micrograph, for a progress line."""
+    rows, columns = (len(tile_starts(max(side, crop_px), crop_px, crop_px // 2)) for side in shape)
+    return rows * columns
+
+
+def _probabilities(model: Segmenter, windows: Tensor, size_px: int, turns: int) -> Tensor:
+    crop_px = windows.shape[-1]
+    shown = windows
+    if crop_px != size_px:
+        shown = functional.interpolate(
+            windows, size=(size_px, size_px), mode="bilinear", align_corners=False, antialias=True
+        )
+    total = torch.zeros(())
+    for number, turned in enumerate(symmetries(shown, turns)):
+        total = total + _turned_back(model.predict(turned), number)
+    total = total / turns
+    if crop_px != size_px:
+        total = functional.interpolate(total, size=(crop_px, crop_px), mode="bilinear", align_corners=False)
+    return total
+
+
+def _turned_back(maps: Tensor, number: int) -> Tensor:
+    """``maps`` of the ``number``-th symmetry in the orientation of the image."""
+    back = torch.rot90(maps, -(number % 4), dims=(-2, -1))
+    return back.flip(-1) if number >= 4 else back
+
+
+def _weights(side: int) -> F32:
+    """(side, side): falls off linearly from the middle to the edges, and is nowhere 0."""
+    along = 1 - np.abs((np.arange(side) + 0.5) * 2 / side - 1) + 1e-3
+    return np.outer(along, along).astype(np.float32)

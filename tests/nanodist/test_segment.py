@@ -1,0 +1,218 @@
+"""Segmentation: masks under the views' geometry, the loss and gradient on two ranks, and a run to its masks."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+import torch.distributed as dist
+from PIL import Image
+
+from hpc import batch_norm
+from hpc.config import apply_overrides, build
+from hpc.errors import UserError
+from nanodist.cli import main
+from nanodist.downstream.finetune.recipe import DecoderConfig, FinetuneRecipe, LabelsConfig
+from nanodist.downstream.segment.data import Masks
+from nanodist.downstream.segment.loss import dice_and_cross_entropy, mean_iou
+from nanodist.downstream.segment.maps import class_maps
+from nanodist.downstream.segment.model import Segmenter
+from nanodist.downstream.segment.predict import mask_tiff
+from nanodist.downstream.segment.scores import boundary_f1, image_scores, mean_with_interval
+from nanodist.downstream.segment.task import SegmentTask
+from nanodist.downstream.segment.windows import strips
+from nanodist.encoders import EncoderSpec, create_trunk
+from nanodist.micrographs import read_micrograph
+from nanodist.shards import PackOptions, Store, pack
+from nanodist.shards.companions import read_mask_of
+from nanodist.shards.store import SampleError
+from nanodist.synth import MORPHOLOGIES, Settings, write_dataset
+from nanodist.views import ViewsConfig, make_view
+from tests.nanodist.packing import clean_environment
+from tests.nanodist.test_finetune import ROOT, TINY, _command, _topology
+
+pytest.importorskip("segmentation_models_pytorch")
+SEGMENT = [*TINY, "task=segmentation", "decoder.width=16", "views.size_px=64", "train.global_batch_size=8"]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("segment")
+    write_dataset(folder / "synth", 1, 4, MORPHOLOGIES, Settings(size_px=96))
+    pack([folder / "synth" / "images"], folder / "store", PackOptions(tile=96), labels="folder", masks=["images=masks"])
+    return folder / "store"
+
+
+def _recipe(store, *overrides):
+    return build(FinetuneRecipe, apply_overrides({}, [*SEGMENT, f"data.store={store}", *overrides]))
+
+
+def test_a_mask_comes_back_as_it_was_packed_and_a_damaged_one_is_named(store, tmp_path):
+    opened = Store.open(store)
+    source = next((store.parent / "synth" / "masks").rglob("*.png"))
+    i = next(i for i in range(len(opened)) if Path(opened.samples[i].source).stem == source.stem)
+    assert np.array_equal(read_mask_of(opened, i), np.asarray(Image.open(source)))
+    sample = opened.samples[i]
+    shard = tmp_path / "store" / opened.manifest.shards[sample.shard].file
+    shard.parent.mkdir()
+    for file in store.iterdir():
+        (shard.parent / file.name).write_bytes(file.read_bytes())
+    data = bytearray(shard.read_bytes())
+    at = data.index(b"IDAT", sample.offset + sample.size) + 20
+    data[at] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(SampleError, match=f"{sample.key}: its mask"):
+        read_mask_of(Store.open(shard.parent), i)
+
+
+def test_a_store_without_masks_is_refused(tmp_path):
+    write_dataset(tmp_path / "synth", 1, 2, MORPHOLOGIES[:1], Settings(size_px=96))
+    pack([tmp_path / "synth" / "images"], tmp_path / "store", PackOptions(tile=96))
+    with pytest.raises(UserError, match="has no masks; pack it with --masks"):
+        Masks(LabelsConfig(store=str(tmp_path / "store")), DecoderConfig())
+
+
+def test_parts_share_no_micrograph(store):
+    masks = Masks(LabelsConfig(store=str(store), labels_per_class=8), DecoderConfig())
+    parts = [set(masks.targets.groups[part].tolist()) for part in (masks.train, masks.validation, masks.test)]
+    assert all(parts) and not (parts[0] & parts[1] or parts[0] & parts[2] or parts[1] & parts[2])
+    assert len(masks.train) + len(masks.validation) == 8 and masks.values[0] == 0
+
+
+def test_the_classes_of_a_view_are_where_its_image_shows_them():
+    rng = np.random.default_rng(0)
+    mask = np.zeros((2, 80, 90), np.uint8)
+    for n in range(2):
+        y, x = rng.integers(10, 50, 2)
+        mask[n, y : y + 25, x : x + 30], mask[n, 5:15, 60:80] = 1, 2
+    # The image shows the classes as grey values, so that the view itself says where they went.
+    grey = torch.from_numpy(np.asarray([0, 120, 240], np.uint8)[mask])
+    plain = ViewsConfig(size_px=64, crop_px=(50, 70), contrast=0, brightness=0, gamma=0, blur_probability=0,
+                        noise_probability=0)  # fmt: skip
+    busy = build(ViewsConfig, {"preset": "tem", "size_px": 64, "crop_px": [50, 70]})
+    view = make_view(grey, plain, 3, [4, 5], ["a", "b"], 0)[:, 0]
+    for config in (plain, busy):
+        maps = class_maps(torch.from_numpy(mask), 3, config, 3, [4, 5], ["a", "b"])
+        if config is plain:
+            clear = (view * 255 - torch.tensor([0.0, 120.0, 240.0])[maps]).abs() < 55
+            assert clear.float().mean() > 0.97 and set(maps.unique().tolist()) == {0, 1, 2}
+        assert maps.shape == (2, 64, 64)
+
+
+def test_the_loss_is_that_of_each_image_alone():
+    torch.manual_seed(0)
+    logits, classes = torch.randn(3, 4, 8, 8, dtype=torch.float64), torch.randint(0, 3, (3, 8, 8))
+    together = dice_and_cross_entropy(logits, classes, 0.7)
+    apart = torch.cat([dice_and_cross_entropy(logits[i : i + 1], classes[i : i + 1], 0.7) for i in range(3)])
+    torch.testing.assert_close(together, apart)
+    right = 30.0 * torch.nn.functional.one_hot(classes, 4).movedim(-1, 1).double()
+    assert dice_and_cross_entropy(right, classes, 1.0).max() < 1e-9
+    assert mean_iou(classes[0], classes[0], 4) == 1.0
+    # By hand: of 2 pixels, class 0 with p = 0.8 and class 1 with p = 0.6.
+    p = torch.tensor([[[[0.8, 0.4]], [[0.2, 0.6]]]], dtype=torch.float64).log()
+    want = -(np.log(0.8) + np.log(0.6)) / 2 + 1 - (2 * 0.8 / 2.2 + 2 * 0.6 / 1.8) / 2
+    assert float(dice_and_cross_entropy(p, torch.tensor([[[0, 1]]]), 1.0)) == pytest.approx(want)
+
+
+def test_scores_of_a_shifted_square():
+    truth = np.zeros((40, 40), np.uint8)
+    truth[10:30, 10:30] = 1
+    shifted = np.roll(truth, 5, axis=1)
+    scores = image_scores(0, shifted, truth, 3)
+    assert scores.dice[1] == pytest.approx(0.75) and scores.iou[1] == pytest.approx(0.6) and np.isnan(scores.dice[2])
+    assert boundary_f1(truth == 1, truth == 1) == 1.0 and boundary_f1(np.roll(truth, 2, 1) == 1, truth == 1) == 1.0
+    assert boundary_f1(np.roll(truth, 9, (0, 1)) == 1, truth == 1) < 0.2
+    assert boundary_f1(np.zeros((5, 5), bool), np.zeros((5, 5), bool)) == 1.0
+
+
+def test_intervals_are_over_micrographs():
+    values = np.asarray([0.0, 0.0, 0.0, 1.0, 1.0, np.nan])
+    found = mean_with_interval(values, np.asarray([0, 0, 0, 1, 1, 2]))
+    assert found["mean"] == 0.4 and (found["low"], found["high"]) == (0.0, 1.0)
+    assert (found["images"], found["micrographs"]) == (5, 2)
+
+
+class _Threshold(Segmenter):
+    """In the place of a network: says what is bright, and nothing depends on anything around."""
+
+    def __init__(self):
+        torch.nn.Module.__init__(self)
+        self.classes, self.at = 2, torch.nn.Parameter(torch.tensor(0.5))
+
+    def predict(self, images):
+        return torch.cat([1 - images, images], 1)
+
+
+@pytest.mark.parametrize(("shape", "crop"), [((130, 97), 32), ((20, 70), 32), ((64, 64), 64), ((33, 200), 32)])
+def test_windows_cover_a_micrograph_of_any_size_and_turn_back(shape, crop):
+    pixels = np.random.default_rng(1).integers(0, 256, shape).astype(np.uint8)
+    rows = list(strips(_Threshold(), pixels, crop, crop, turns=8))
+    assert [y for y, _ in rows] == sorted({y for y, _ in rows})
+    made = np.concatenate([likely for _, likely in rows], axis=1)
+    assert made.shape == (2, *shape)
+    np.testing.assert_allclose(made[1], pixels / 255, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["unet", "fpn"])
+def test_decoders_give_every_pixel_its_classes(name):
+    spec = EncoderSpec("test_resnet", 64, 0.5, 0.2)
+    model = Segmenter(create_trunk("test_resnet", 0), 3, spec, DecoderConfig(name=name, width=16), True)
+    assert model(torch.rand(2, 1, 64, 64)).shape == (2, 3, 64, 64)
+    with pytest.raises(UserError, match="no feature maps at strides 4 to 32"):
+        Segmenter(create_trunk("test_vit", 0, img_size=64), 3, spec, DecoderConfig(), True)
+
+
+def _step(rank, world_size, store):
+    recipe = _recipe(store, "train.precision=fp64")
+    masks = Masks(recipe.data, recipe.decoder)
+    world = dist.new_group() if world_size > 1 else None
+    layout = batch_norm.make_layout(8, 8, rank, world_size)
+    task = SegmentTask(recipe, masks, _topology(rank, world_size), torch.device("cpu"), layout, world)
+    task.module.train()
+    batch = next(task.batches(0))
+    loss = task.loss(task.forward(task.module, task.parts(batch)[0]), batch)
+    loss.backward()
+    figures = task.evaluate()
+    return float(loss.detach()), {name: p.grad.numpy() for name, p in task.module.named_parameters()}, figures
+
+
+def test_loss_gradient_and_validation_of_two_ranks_are_those_of_one(ranks, store):
+    loss, gradient, figures = _step(0, 1, store)
+    parts = ranks.run(2, _step, store)
+    for got, _, measured in parts:
+        assert got == pytest.approx(loss, rel=1e-12) and measured == pytest.approx(figures, rel=1e-9)
+    for name, want in gradient.items():
+        got = parts[0][1][name] + parts[1][1][name]
+        assert np.linalg.norm(got - want) <= 1e-9 * max(np.linalg.norm(want), 1e-6), name
+
+
+def test_masks_keep_their_pixel_size(tmp_path):
+    (tmp_path / "m.tif").write_bytes(mask_tiff(np.eye(9, dtype=np.uint8), (0.5, 0.25)))
+    read = read_micrograph(tmp_path / "m.tif")
+    assert read.pixel_size_nm == pytest.approx((0.5, 0.25), rel=1e-6) and read.pixels.sum() == 9
+
+
+def test_a_run_from_masks_to_masks(store, tmp_path, capsys):
+    (tmp_path / "empty.yaml").write_text("")
+    wanted = [str(tmp_path / "empty.yaml"), *SEGMENT, f"data.store={store}", f"run_dir={tmp_path / 'run'}"]
+    wanted += ["train.steps=6", "train.evaluate_every_steps=3", "symmetries=1"]
+    done = subprocess.run(
+        _command(*wanted, ranks=2), env=clean_environment(), cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    scores = json.loads((tmp_path / "run" / "scores.json").read_text())
+    dice = next(row for row in scores["rows"] if (row["metric"], row["class"]) == ("dice", 1))
+    assert dice["low"] <= dice["mean"] <= dice["high"] and dice["n_test"] == dice["images"] == 4
+    images = sorted((store.parent / "synth" / "images").rglob("*.png"))[:2]
+    (tmp_path / "notes.txt").write_text("text")
+    arguments = ["predict", str(tmp_path / "run"), *map(str, images), str(tmp_path / "notes.txt")]
+    assert main([*arguments, "--out", str(tmp_path / "out"), "--threads", "1"]) == 1
+    assert "1 file was not predicted" in capsys.readouterr().err
+    masks = sorted((tmp_path / "out" / "masks").iterdir())
+    assert len(masks) == 2 and set(np.unique(tifffile.imread(masks[0]))) <= set(scores["classes"])
+    assert len(list((tmp_path / "out" / "overlays").iterdir())) == 2
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["predicted"] == 2 and "text file" in report["not_predicted"][str(tmp_path / "notes.txt")]
