@@ -22,8 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--append", action="store_true", help="Add to the store at --out; its shards stay as they are.")
     add(
         "--labels",
+        action="append",
         metavar="folder|masks|FILE.csv:COLUMN",
-        help="Label by folder name, by a CSV with a 'file' column, or by the class that fills most of a tile's mask.",
+        help="Label by folder name, by a CSV with a 'file' column, or by the class that fills most of a tile's mask "
+        "(repeatable: the first that says something about a file counts).",
     )
     add(
         "--masks",
@@ -34,9 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--groups",
-        default="file",
+        action="append",
         metavar="file|folder|FILE.csv:COLUMN",
-        help="What no split may part: each file (the default), each folder, or a column of a CSV.",
+        help="What no split may part: each file (the default), each folder, or a column of a CSV (repeatable).",
     )
     add(
         "--unlisted",

@@ -14,6 +14,7 @@ from nanodist.shards.parts import Part, held_out
 from nanodist.shards.sources import Source, read_values
 
 UNLISTED = ("error", "keep", "skip")
+Specs = str | Sequence[str] | None
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ class Listing:
 
 def list_files(
     found: Sequence[Source],
-    labels: str | None,
-    groups: str,
+    labels: Specs,
+    groups: Specs,
     unlisted: str,
     part: Part | None = None,
     calibration: Path | None = None,
@@ -52,8 +53,9 @@ def list_files(
 
     Args:
         found: all micrographs.
-        labels: ``folder``, ``masks`` or ``FILE.csv:COLUMN``.
-        groups: ``file``, ``folder`` or ``FILE.csv:COLUMN``.
+        labels: ``folder``, ``masks`` or ``FILE.csv:COLUMN``, or several of them, of which the first that says something
+            about a file counts.
+        groups: ``file``, ``folder`` or ``FILE.csv:COLUMN``, or several of them.
         unlisted: ``error``, ``keep`` (no label, a group of its own) or ``skip``.
         part: take only the groups to train on, or only those that are held out; ``None`` takes all.
         calibration: a CSV of pixel sizes that take the place of the files' own.
@@ -64,18 +66,20 @@ def list_files(
     """
     if unlisted not in UNLISTED:
         raise UserError(f"--unlisted is '{unlisted}'; it must be one of {', '.join(UNLISTED)}")
-    if labels == "masks" and not masks:
+    labels, groups = specs_of(labels), specs_of(groups) or ("file",)
+    by_mask = "masks" in labels
+    if by_mask and not masks:
         raise UserError("--labels masks needs --masks, which says where they are")
     mask_of = find_masks(masks, found) if masks else {}
     taken = {os.path.realpath(mask) for mask in mask_of.values()}
     found = [source for source in found if os.path.realpath(source.path) not in taken]
-    by_table = labels if labels != "masks" else None
-    label_of = read_values(by_table, found, "labels") if by_table else [None] * len(found)
-    group_of = read_values(groups, found, "groups")
+    tables = [spec for spec in labels if spec != "masks"]
+    label_of = _first_values(tables, found, "labels")
+    group_of = _first_values(groups, found, "groups")
     missing = [
         source
         for source, label, group in zip(found, label_of, group_of, strict=True)
-        if (by_table and label is None) or group is None
+        if (tables and label is None and not (by_mask and source.path in mask_of)) or group is None
     ]
     if missing and unlisted == "error":
         raise UserError(
@@ -87,12 +91,25 @@ def list_files(
         raise UserError(f"none of the {len(found)} micrographs (such as {found[0].name}) is listed in the CSV")
     given = read_calibration(calibration, found) if calibration else [None] * len(found)
     files = [
-        Listed(source, label, group or source.name, size, mask_of.get(source.path), labels == "masks")
+        Listed(source, label, group or source.name, size, mask_of.get(source.path), by_mask and source.path in mask_of)
         for source, label, group, size in zip(found, label_of, group_of, given, strict=True)
         if source.name not in names
     ]
     dropped = [{"source": name, "reason": "not listed in the CSV"} for name in sorted(names)]
     return Listing(files if part is None else of_part(files, part), dropped)
+
+
+def specs_of(given: Specs) -> tuple[str, ...]:
+    """One or several of what says labels or groups, as several."""
+    return () if given is None else (given,) if isinstance(given, str) else tuple(given)
+
+
+def _first_values(specs: Sequence[str], found: Sequence[Source], what: str) -> list[str | None]:
+    """For each source what the first of ``specs`` that has a value for it says."""
+    columns = [read_values(spec, found, what) for spec in specs]
+    return [next((value for value in values if value is not None), None) for values in zip(*columns, strict=True)] or [
+        None
+    ] * len(found)
 
 
 def of_part(files: Sequence[Listed], part: Part, group_of: Callable[[str], str] = str) -> list[Listed]:

@@ -31,7 +31,7 @@ from nanodist.shards.assemble import assemble, whole_shard
 from nanodist.shards.convert import PackOptions
 from nanodist.shards.grow import check_new_keys, grown, no_base, open_base, regrouped, stored_hashes, sums
 from nanodist.shards.index import Sample
-from nanodist.shards.listing import list_files, of_part
+from nanodist.shards.listing import Specs, list_files, of_part, specs_of
 from nanodist.shards.make import make_pieces, worker_count
 from nanodist.shards.manifest import INDEX_NAME, NAME, Manifest, ShardEntry, kept_name
 from nanodist.shards.merge import Merger, ShardPlan
@@ -53,8 +53,8 @@ class _Request:
     sources: tuple[Path, ...]
     out: Path
     options: PackOptions
-    labels: str | None
-    groups: str
+    labels: tuple[str, ...]
+    groups: tuple[str, ...]
     unlisted: str
     exclude: tuple[str, ...]
     part: Part | None
@@ -68,8 +68,8 @@ def pack(
     out: Path,
     options: PackOptions,
     *,
-    labels: str | None = None,
-    groups: str = "file",
+    labels: Specs = None,
+    groups: Specs = "file",
     unlisted: str = "error",
     exclude: Sequence[str] = (),
     part: Part | None = None,
@@ -85,8 +85,9 @@ def pack(
         sources: folders (taken with all that is below) and files.
         out: folder of the store, new or empty; it appears once it is whole.
         options: tiles, depth, shard size.
-        labels: ``folder``, ``FILE.csv:COLUMN``, or ``masks`` (the class that fills most of a tile).
-        groups: ``file`` (every file is a group), ``folder`` or ``FILE.csv:COLUMN``.
+        labels: ``folder``, ``FILE.csv:COLUMN``, or ``masks`` (the class that fills most of a tile); or
+            several of these, of which the first that says something about a file counts.
+        groups: ``file`` (every file is a group), ``folder`` or ``FILE.csv:COLUMN``, or several of these.
         unlisted: what to do with files that a CSV does not list: ``error``, ``keep`` (no label, a group of its own)
             or ``skip``.
         exclude: patterns of names to leave out, such as ``*mask*``.
@@ -110,8 +111,8 @@ def pack(
         tuple(Path(os.path.abspath(source)) for source in sources),
         Path(os.path.abspath(out)),
         options,
-        labels,
-        groups,
+        specs_of(labels),
+        specs_of(groups),
         unlisted,
         tuple(exclude),
         part,

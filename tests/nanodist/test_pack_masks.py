@@ -166,3 +166,17 @@ def test_specs_that_are_none(folder, tmp_path, masks, labels, words):
     with pytest.raises(UserError, match=words):
         pack([folder], tmp_path / "store", TILE, masks=masks, labels=labels)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["set"]
+
+
+def test_of_several_tables_the_first_that_lists_a_file_counts(folder, tmp_path):
+    for name, rows in (("one", "one/images/a.png,A,s1"), ("two", "two/images/b.tif,B,s2\none/images/a.png,C,s3")):
+        (folder / f"{name}.csv").write_text(f"file,label,session\n{rows}\n")
+    tables = [folder / "one.csv", folder / "two.csv"]
+    labels, groups = ([f"{table}:{column}" for table in tables] for column in ("label", "session"))
+    store = pack([folder], tmp_path / "a", TILE, labels=labels, groups=groups, unlisted="keep", masks=["images=masks"])
+    found = {s.source: (s.label, s.group) for s in store.samples}
+    assert found["one/images/a.png"] == ("A", "s1") and found["two/images/b.tif"] == ("B", "s2")
+    assert found["one/images/no-mask.png"] == (None, "one/images/no-mask.png")
+    more = pack([folder], tmp_path / "b", TILE, labels=["masks", *labels], unlisted="keep", masks=["images=masks"])
+    assert {s.label for s in more.samples if s.source == "one/images/a.png"} == {"0", "1", "2"}
+    assert {s.label for s in more.samples if s.source == "two/images/b.tif"} == {"B"}
