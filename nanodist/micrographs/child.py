@@ -95,10 +95,12 @@ def _parsed(path: Path, kind: str) -> tuple[list[Images], list[str]]:
         return scope.read_ser(path)
     import h5py
 
-    from nanodist.micrographs import velox
+    from nanodist.micrographs import hspy, velox
 
     file = h5py.File(path, "r")
     velox.check_links(file)
+    if hspy.is_hspy(file):
+        return hspy.read_hspy(file)
     if velox.is_velox(file):
         return velox.read_velox(file)  # its images read from the open file
     file.close()

@@ -19,9 +19,9 @@ from nanodist.micrographs.tiff import GZIP_MAGIC, TIFF_MAGIC, count_tiff, read_t
 
 SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".tif.gz", ".tiff.gz",
-    ".dm3", ".dm4", ".mrc", ".mrcs", ".st", ".ali", ".rec", ".emd", ".ser", ".emi",
+    ".dm3", ".dm4", ".mrc", ".mrcs", ".st", ".ali", ".rec", ".emd", ".ser", ".emi", ".hspy",
 )  # fmt: skip
-FORMATS = "PNG, JPEG, TIFF, Gatan DM3 and DM4, MRC, EMD (Velox and NCEM) and SER"
+FORMATS = "PNG, JPEG, TIFF, Gatan DM3 and DM4, MRC, EMD (Velox and NCEM), SER and hyperspy"
 
 _MAGIC = {
     "PNG": (PNG_MAGIC,),
@@ -139,7 +139,7 @@ def _unknown(path: Path, head: bytes, size: int) -> str:
     if not head:
         return f"{path} is empty: copy or write it again, or leave it out"
     kind = path.suffix[1:].upper()
-    if kind in ("DM3", "DM4", "MRC", "MRCS", "ST", "ALI", "REC", "EMD", "SER"):
+    if kind in ("DM3", "DM4", "MRC", "MRCS", "ST", "ALI", "REC", "EMD", "SER", "HSPY"):
         return f"{path} is damaged or truncated, or no {kind} file at all ({size} bytes): copy or write it again"
     what = "is a text file" if _is_text(head[:64]) else "is no image"
     return f"{path} {what}, whatever its name says; {FORMATS} files are read"

@@ -58,3 +58,33 @@ class TestHyperspy:
             axis.units = "1/nm"
         with pytest.raises(NotAMicrograph, match="the signal is a diffraction pattern"):
             list(from_signal(pattern))
+
+    def test_what_hyperspy_saves_is_packed(self, tmp_path):
+        """A stack of images, a spectrum and a signal in reciprocal units, written by hyperspy itself."""
+        pytest.importorskip("h5py", reason="the extra 'io' is not installed")
+        from nanodist.micrographs import read_micrographs
+        from nanodist.shards import PackOptions, Store, pack
+
+        stack = self.hs.signals.Signal2D(pixels((3, 40, 60)))
+        for axis, scale in zip(stack.axes_manager.signal_axes, (0.25, 0.5), strict=True):  # x, y
+            axis.scale, axis.units = scale, "nm"
+        stack.metadata.set_item("Acquisition_instrument.TEM.beam_energy", 300.0)
+        stack.metadata.set_item("Acquisition_instrument.TEM.microscope", "Titan")
+        stack.metadata.set_item("General.authors", "someone")
+        (tmp_path / "src").mkdir()
+        stack.save(tmp_path / "src" / "stack.hspy")
+        self.hs.signals.Signal1D(np.arange(12.0).reshape(3, 4)).save(tmp_path / "src" / "spectra.hspy")
+        pattern = self.hs.signals.Signal2D(pixels())
+        for axis in pattern.axes_manager.signal_axes:
+            axis.units = "1/nm"
+        pattern.save(tmp_path / "src" / "pattern.hspy")
+        found = list(read_micrographs(tmp_path / "src" / "stack.hspy"))
+        assert len(found) == 3 and found[1].pixel_size_nm == (0.5, 0.25)
+        np.testing.assert_array_equal(found[1].pixels, pixels((3, 40, 60))[1])
+        facts = found[2].metadata
+        assert (facts["format"], facts["voltage_kv"], facts["instrument"]) == ("hyperspy", 300.0, "Titan")
+        assert "someone" not in str(facts)
+        store = pack([tmp_path / "src"], tmp_path / "store", PackOptions(tile=None))
+        assert isinstance(store, Store) and store.keys == ["stack--p0", "stack--p1", "stack--p2"]
+        reasons = {entry["source"]: entry["reason"] for entry in store.manifest.dropped}
+        assert "such as a spectrum" in reasons["spectra.hspy"] and "1/nm" in reasons["pattern.hspy"]
