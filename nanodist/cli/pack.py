@@ -53,9 +53,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="Pixel sizes (columns file, pixel_size_nm, uncertainty) that take the place of the files' own.",
     )
     add("--exclude", action="append", default=[], metavar="GLOB", help="Leave out names such as '*mask*' (repeatable).")
+    _add_split(parser)
+    _add_tiles(parser)
+    add("--shard-mb", type=float, metavar="MIB", help="Size of a shard in MiB (128).")
+    add(
+        "--skip-bad",
+        action="store_true",
+        help="Set broken files aside instead of stopping at the first; spectra and diffraction patterns always are.",
+    )
+    add(
+        "--workers", type=int, metavar="N", help="Processes a rank that convert; they change the time and nothing else."
+    )
+
+
+def _add_split(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add("--part", choices=("train", "test"), help="Pack only the groups to train on, or only the held-out ones.")
     add("--test-share", type=float, default=0.3, help="With --part: share of each label's groups that is held out.")
     add("--part-seed", type=int, default=0, help="With --part: seed of that choice.")
+
+
+def _add_tiles(parser: argparse.ArgumentParser) -> None:
+    """What becomes of a micrograph's pixels."""
+    add = parser.add_argument
     add("--tile", type=_tile, metavar="PX|none", help="Side of the tiles in pixels (256), or none to keep all.")
     add("--overlap", type=int, metavar="PX", help="Pixels that neighbouring tiles share at least (0).")
     add(
@@ -95,15 +115,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--encoding",
         choices=("tif", "raw", "png", "jpg"),
         help="Of the tiles: tif (lossless, small and fast, the default), raw, png, or jpg (8 bits, loses a little).",
-    )
-    add("--shard-mb", type=float, metavar="MIB", help="Size of a shard in MiB (128).")
-    add(
-        "--skip-bad",
-        action="store_true",
-        help="Set broken files aside instead of stopping at the first; spectra and diffraction patterns always are.",
-    )
-    add(
-        "--workers", type=int, metavar="N", help="Processes a rank that convert; they change the time and nothing else."
     )
 
 
