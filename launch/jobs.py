@@ -13,7 +13,7 @@ import io
 import signal
 import subprocess
 import traceback
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn, Protocol
 
 from hpc import atomic
 from hpc.preemption import EXIT_CODE
@@ -21,25 +21,41 @@ from launch.after import final_mark
 
 USER_CODE = 2  # what only the user can mend
 MOST_RESTARTS = 100
+COMMANDS = ("pretrain", "finetune")  # those whose recipe may be printed, and which go on where they were
+
+
+class Restartable(Protocol):
+    """A frozen dataclass that is called again after a restart, of which ``restarts`` are left."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def restarts(self) -> int:
+        """How often it may still be put back into the queue."""
+
+    def __call__(self) -> Any:
+        """Run, or go on."""
 
 
 @dataclasses.dataclass(frozen=True)
-class PretrainJob:
-    """``nanodist pretrain RECIPE key=value ...`` as a job.
+class RecipeJob:
+    """``nanodist COMMAND RECIPE key=value ...`` as a job.
 
     Args:
         recipe: name of a packaged recipe, or path of a YAML file that the nodes can read.
         overrides: dotted overrides, ``key=value``.
         restarts: how often it may still be put back into the queue after it was preempted.
+        command: one of :data:`COMMANDS`.
     """
 
     recipe: str
     overrides: tuple[str, ...] = ()
     restarts: int = MOST_RESTARTS
+    command: str = "pretrain"
 
     def arguments(self) -> list[str]:
         """The command line after ``nanodist``."""
-        return ["pretrain", self.recipe, *self.overrides]
+        return [self.command, self.recipe, *self.overrides]
 
     def __call__(self) -> str:
         """Run to the end, continuing what an earlier start left in the run directory.
@@ -105,7 +121,7 @@ def _give_up(environment: Any, why: str) -> NoReturn:
     raise RuntimeError(why)
 
 
-def requeue(job: PretrainJob, line: str) -> None:
+def requeue(job: Restartable, line: str) -> NoReturn:
     """Put the job that this process is in back into the queue, as submitit does it; ends the process.
 
     Rank 0 does it, once, for all. No rank leaves a result behind, which would tell submitit that the job is over, and
@@ -145,7 +161,7 @@ def requeue(job: PretrainJob, line: str) -> None:
     raise SystemExit(0)
 
 
-def check(job: PretrainJob) -> int:
+def check(job: RecipeJob) -> int:
     """Exit code of reading the job's recipe here: a misspelled key is found before the queue, not behind it."""
     from nanodist.cli import main
 

@@ -37,6 +37,22 @@ def submit(
     Raises:
         UserError: submitit or Slurm is missing, or the cluster cannot give the resources.
     """
+    executor = make_executor(resources, cluster, folder, name)
+    try:
+        return executor.submit(function)
+    except Exception as error:
+        raise _refused(error, cluster) from None
+
+
+def make_executor(
+    resources: SlurmResources, cluster: str, folder: str | Path, name: str, parallel: int | None = None
+) -> Any:
+    """submitit's executor; arguments and errors as for :func:`submit`.
+
+    Args:
+        resources, cluster, folder, name: see there.
+        parallel: members of a job array that may run at a time.
+    """
     try:
         import submitit
     except ImportError:
@@ -48,13 +64,24 @@ def submit(
     if cluster == "debug" and resources.tasks() > 1:
         raise UserError("cluster 'debug' runs in this process: tasks_per_node must be 1; use 'local' for several")
     Path(folder).mkdir(parents=True, exist_ok=True, mode=0o700)
+    parameters = {**resources.submitit_parameters(cluster), **_preemption(resources, cluster, Path(folder))}
+    if parallel is not None and cluster == "slurm":
+        parameters["slurm_array_parallelism"] = parallel
     try:
         executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
-        parameters = {**resources.submitit_parameters(cluster), **_preemption(resources, cluster, Path(folder))}
         executor.update_parameters(**parameters, name=name)
-        return executor.submit(function)
-    except (RuntimeError, OSError, submitit.core.utils.FailedSubmissionError) as error:
-        raise UserError(f"the job cannot be submitted to {cluster}: {' '.join(str(error).split())}") from None
+    except Exception as error:
+        raise _refused(error, cluster) from None
+    return executor
+
+
+def _refused(error: Exception, cluster: str) -> Exception:
+    """A sentence for the user where the cluster refused; any other error as it is."""
+    import submitit
+
+    if isinstance(error, (RuntimeError, OSError, submitit.core.utils.FailedSubmissionError)):
+        return UserError(f"the job cannot be submitted to {cluster}: {' '.join(str(error).split())}")
+    return error
 
 
 def _preemption(resources: SlurmResources, cluster: str, folder: Path) -> dict[str, Any]:
@@ -79,7 +106,7 @@ def _preemption(resources: SlurmResources, cluster: str, folder: Path) -> dict[s
     ]
     return {
         "slurm_signal_delay_s": delay,
-        "slurm_additional_parameters": {"requeue": True},
+        "slurm_additional_parameters": {"requeue": True, "kill-on-invalid-dep": "yes"},
         "slurm_setup": [*before, *resources.shell_lines()],
         "slurm_teardown": behind,
     }

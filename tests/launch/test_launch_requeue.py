@@ -10,7 +10,7 @@ import pytest
 from hpc.end_note import former_end
 from hpc.topology import EXPLICIT, MARK, RENDEZVOUS
 from launch import SlurmResources
-from launch.jobs import PretrainJob, requeue
+from launch.jobs import RecipeJob, requeue
 from launch.submit import submit, wait
 
 submitit = pytest.importorskip("submitit")
@@ -63,9 +63,7 @@ def until(condition, timeout_s=90.0):
 
 def test_a_preempted_local_job_starts_again_and_its_ranks_are_not_done_before(tmp_path):
     (tmp_path / "run").mkdir()
-    job = submit(
-        PretrainJob("simclr", (f"run_dir={tmp_path / 'run'}",)), SlurmResources(tasks_per_node=2), "local", "l"
-    )
+    job = submit(RecipeJob("simclr", (f"run_dir={tmp_path / 'run'}",)), SlurmResources(tasks_per_node=2), "local", "l")
     controller = int(job.job_id)
     for start in (1, 2):
         until(lambda: all((tmp_path / "run" / f"ready-{rank}").exists() for rank in (0, 1)))
@@ -80,13 +78,13 @@ def test_a_preempted_local_job_starts_again_and_its_ranks_are_not_done_before(tm
     assert wait(job) is None
     assert [(tmp_path / "run" / f"rank-{rank}").read_text().split() for rank in (0, 1)] == [["start"] * 3] * 2
     pickled = submitit.core.utils.DelayedSubmission.load(job.paths.submitted_pickle)
-    assert pickled.function.restarts == PretrainJob("simclr").restarts - 2
+    assert pickled.function.restarts == RecipeJob("simclr").restarts - 2
 
 
 IN_SLURM = """
 import sys
-from launch.jobs import PretrainJob, requeue
-requeue(PretrainJob("simclr", (), int(sys.argv[1])), "nanodist pretrain simclr")
+from launch.jobs import RecipeJob, requeue
+requeue(RecipeJob("simclr", (), int(sys.argv[1])), "nanodist pretrain simclr")
 """
 
 
@@ -106,7 +104,7 @@ def test_rank_0_of_a_slurm_job_requeues_once_and_bounded(tmp_path, rank, restart
     (programs / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n{scontrol}\n')
     (programs / "scontrol").chmod(0o755)
     pickle = tmp_path / "123_4_submitted.pkl"
-    submission = submitit.core.utils.DelayedSubmission(PretrainJob("simclr", (), 5))
+    submission = submitit.core.utils.DelayedSubmission(RecipeJob("simclr", (), 5))
     submission.set_timeout(30, 3)
     submission.dump(pickle)
     environ = {
@@ -126,7 +124,7 @@ def test_rank_0_of_a_slurm_job_requeues_once_and_bounded(tmp_path, rank, restart
     if asked:
         assert (tmp_path / "asked").read_text() == "requeue 123_4\n"
     pickled = submitit.core.utils.DelayedSubmission.load(pickle)
-    assert pickled.function == PretrainJob("simclr", (), left)
+    assert pickled.function == RecipeJob("simclr", (), left)
     assert (pickled._timeout_min, pickled._timeout_countdown) == (30, 3)
     assert list(tmp_path.glob("*result*")) == []
     assert (tmp_path / "123_4.final").exists() == (restarts == 0)
@@ -134,7 +132,7 @@ def test_rank_0_of_a_slurm_job_requeues_once_and_bounded(tmp_path, rank, restart
 
 AFTER = """
 import sys
-from launch.jobs import PretrainJob
+from launch.jobs import RecipeJob
 from nanodist import cli
 
 def main(arguments):
@@ -143,7 +141,7 @@ def main(arguments):
     return int(sys.argv[1])
 
 cli.main = main
-PretrainJob("simclr")()
+RecipeJob("simclr")()
 """
 
 
@@ -217,4 +215,4 @@ def test_a_failed_job_is_started_again_a_bounded_number_of_times(tmp_path, slurm
 
 def test_outside_of_a_job_nothing_is_requeued():
     with pytest.raises(RuntimeError, match="start it again"):
-        requeue(PretrainJob("simclr"), "nanodist pretrain simclr")
+        requeue(RecipeJob("simclr"), "nanodist pretrain simclr")

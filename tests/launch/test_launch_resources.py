@@ -4,7 +4,7 @@ import pytest
 
 from hpc.errors import UserError
 from launch import SlurmResources
-from launch.jobs import PretrainJob
+from launch.jobs import RecipeJob
 
 SITE = """
 partition: gpu
@@ -78,11 +78,11 @@ def test_a_module_name_cannot_run_a_command(site):
 
 
 def test_a_pretrain_job_is_the_command_line_and_can_be_pickled():
-    job = pickle.loads(pickle.dumps(PretrainJob("simclr", ("seed=1", "train.steps=2"))))
+    job = pickle.loads(pickle.dumps(RecipeJob("simclr", ("seed=1", "train.steps=2"))))
     assert job.arguments() == ["pretrain", "simclr", "seed=1", "train.steps=2"]
 
 
 def test_a_preempted_job_is_queued_again_as_it_is():
     pytest.importorskip("submitit")
-    job = PretrainJob("simclr", ("seed=1",))
+    job = RecipeJob("simclr", ("seed=1",))
     assert job.checkpoint().function is job

@@ -10,7 +10,7 @@ from hpc.errors import UserError
 from hpc.topology import EXPLICIT, MARK, RENDEZVOUS, detect
 from launch import SlurmResources
 from launch.__main__ import main
-from launch.jobs import PretrainJob
+from launch.jobs import RecipeJob
 from launch.submit import submit, wait
 
 submitit = pytest.importorskip("submitit")
@@ -86,7 +86,7 @@ def test_a_batch_script_asks_for_what_the_site_says(fake_slurm, tmp_path):
     resources = SlurmResources(
         partition="gpu", nodes=2, gpus_per_node=4, cpus_per_task=6, time_min=30, modules=("a b; $(touch owned)",)
     )
-    job = submit(PretrainJob("simclr"), resources, "slurm", tmp_path / "logs", name="n")
+    job = submit(RecipeJob("simclr"), resources, "slurm", tmp_path / "logs", name="n")
     assert job.job_id == "42"
     script = fake_slurm.read_text()
     wanted = ["partition=gpu", "nodes=2", "gpus-per-node=4", "ntasks-per-node=4", "cpus-per-task=6", "time=30"]
@@ -140,7 +140,7 @@ def test_the_command_submits_with_overrides_behind_options(fake_slurm, tmp_path,
     assert main(command) == 0
     assert "job 42" in capsys.readouterr().err and "#SBATCH --nodes=2\n" in fake_slurm.read_text()
     (pickled,) = (tmp_path / "logs").glob("42_submitted.pkl")
-    assert submitit.core.utils.DelayedSubmission.load(pickled).function == PretrainJob(
+    assert submitit.core.utils.DelayedSubmission.load(pickled).function == RecipeJob(
         "simclr", ("seed=3", "run_dir=a b")
     )
 

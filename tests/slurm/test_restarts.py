@@ -138,7 +138,7 @@ def test_a_sweep_runs_its_lines_and_starts_only_the_failed_one_again(cluster: Cl
     for output, end in zip(members, ends, strict=True):
         assert until(lambda o=output, e=end: o.exists() and e in o.read_text(), 60), (job, output, end)
     assert until(lambda: cluster.release(f"{job}_3"), 20, every_s=1.0)
-    assert until(lambda: "start 1" in members[2].read_text(), 60), members[2].read_text()
+    assert until(lambda: _starts(members[2].read_text()) == [0, 1], 60), members[2].read_text()
     assert [_starts(path.read_text()) for path in members] == [[0], [0], [0, 1], []]
 
 

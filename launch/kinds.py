@@ -1,0 +1,212 @@
+"""The kinds of jobs that a sweep is made of: what their recipe is, what identifies them, and what they leave behind."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from hpc import config
+from hpc.config import apply_overrides, build, option, parse_yaml
+from hpc.errors import UserError
+
+Row = dict[str, Any]
+
+
+class Inputs:
+    """Hashes of stores and of encoders' weights, each taken once."""
+
+    @functools.cache  # noqa: B019  # lives as long as the process
+    def store(self, path: str) -> str:
+        """Hash of the manifest of a store.
+
+        Raises:
+            UserError: there is none.
+        """
+        from nanodist.shards import Store
+
+        return Store.open(path).manifest_hash
+
+    @functools.cache  # noqa: B019
+    def weights(self, source: str) -> str:
+        """Hash of the weights of a run or an export folder.
+
+        Raises:
+            UserError: it is neither.
+        """
+        from nanodist.encoders import load_encoder
+
+        return load_encoder(source).weights_hash()
+
+
+@dataclass(frozen=True)
+class ProbeRecipe:
+    """``nanodist probe`` as a recipe; its keys are the options of the command."""
+
+    encoder: str = option("", "Run directory or export folder.")
+    store: str = option("", "Store with labels.", how=True)
+    test_store: str = option("", "Store that is the whole test set; empty: a share of store.", how=True)
+    labels_per_class: str = option("1,2,4,8,16,32,80", "Numbers of labels a class.")
+    seeds: int = option(5, "Label draws at each budget.", low=1)
+    splits: int = option(3, "Splits by micrograph.", low=1)
+    test_share: float = option(0.3, "Share of each class's micrographs in the test.", low=0.01, high=0.99)
+    baselines: str = option("none", "Which of random,texture to measure beside it.")
+    seed: int = option(0, "Seed of splits, label draws and resamples.", low=0)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A command of ``nanodist`` as a job.
+
+    Attributes:
+        name: of the command.
+        load: the recipe of a source (a file or a packaged name) and overrides.
+        keys: short names of keys, beside the last parts of dotted keys that only one key has.
+        identity: twelve hex digits of a recipe, as the run itself has them.
+        arguments: the command line of a recipe (and the source and overrides that it is from) and a run directory.
+        rows: what a finished run directory measured, a row or several.
+        sources: the folders that a recipe reads.
+    """
+
+    name: str
+    load: Callable[[str, Sequence[str]], Any]
+    identity: Callable[[Any, Inputs], str]
+    arguments: Callable[[Any, str, Sequence[str], str], list[str]]
+    rows: Callable[[Path], list[Row]]
+    keys: Mapping[str, str] = field(default_factory=dict)
+
+    def key(self, name: str, known: Mapping[str, Any]) -> str:
+        """The dotted key that ``name`` stands for, among the flat keys of a recipe.
+
+        Raises:
+            UserError: none, or several.
+        """
+        if name in self.keys:
+            return self.keys[name]
+        if name in known or name.rpartition(".")[0] in known:
+            return name
+        fitting = [key for key in known if key.rpartition(".")[2] == name]
+        if len(fitting) == 1:
+            return fitting[0]
+        if fitting:
+            raise UserError(f"sweep: '{name}' may be {' or '.join(fitting)}; write the whole key")
+        # A free mapping inside, or a mistake, which the recipe itself then answers best.
+        return name
+
+
+def _by_recipe(name: str) -> Callable[[Any, str, Sequence[str], str], list[str]]:
+    # The right side of an override is YAML, as JSON is.
+    return lambda recipe, source, overrides, run_dir: [name, source, *overrides, f"run_dir={json.dumps(run_dir)}"]
+
+
+def _load_pretrain(source: str, overrides: Sequence[str]) -> Any:
+    from nanodist.pretrain.recipe import load_recipe
+
+    return load_recipe(source, [*overrides])
+
+
+def _load_finetune(source: str, overrides: Sequence[str]) -> Any:
+    from nanodist.downstream.finetune.recipe import load_recipe
+
+    return load_recipe(source, [*overrides])
+
+
+def _load_probe(source: str, overrides: Sequence[str]) -> ProbeRecipe:
+    values = {}
+    if source:
+        try:
+            values = parse_yaml(Path(source).read_text(), f"recipe {source}")
+        except OSError as error:
+            raise UserError(f"recipe {source} cannot be read: {error.strerror or error}") from None
+    recipe = build(ProbeRecipe, apply_overrides(values, overrides))
+    for name in ("encoder", "store"):
+        if not getattr(recipe, name):
+            raise UserError(f"sweep: a probe needs '{name}'")
+    return recipe
+
+
+def _pretrain_identity(recipe: Any, inputs: Inputs) -> str:
+    hashes = {"store": inputs.store(recipe.data.store)}
+    if (recipe.init_from or "").startswith("deepspeed:"):
+        raise UserError("sweep: init_from=deepspeed:... is for single runs; export it and give the folder")
+    if recipe.init_from and not recipe.init_from.startswith("timm:"):
+        hashes["init_from"] = inputs.weights(recipe.init_from)
+    return config.fingerprint(recipe, **hashes)
+
+
+def _finetune_identity(recipe: Any, inputs: Inputs) -> str:
+    hashes = {"store": inputs.store(recipe.data.store)}
+    if recipe.data.test_store:
+        hashes["test_store"] = inputs.store(recipe.data.test_store)
+    what = config.to_dict(recipe, what_only=True)
+    if not recipe.encoder.source.startswith("timm:"):
+        hashes["encoder"] = inputs.weights(recipe.encoder.source)
+        what["encoder"]["source"] = ""
+    return config.identity_hash(what, hashes)
+
+
+def _probe_identity(recipe: ProbeRecipe, inputs: Inputs) -> str:
+    what = {**config.to_dict(recipe, what_only=True), "encoder": ""}
+    hashes = {"encoder": inputs.weights(recipe.encoder), "store": inputs.store(recipe.store)}
+    if recipe.test_store:
+        hashes["test_store"] = inputs.store(recipe.test_store)
+    return config.identity_hash({"probe": what}, hashes)
+
+
+def _probe_arguments(recipe: ProbeRecipe, source: str, overrides: Sequence[str], run_dir: str) -> list[str]:
+    options = {f.name: getattr(recipe, f.name) for f in fields(recipe) if f.name != "encoder"}
+    line = [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if value != ""]
+    return ["probe", recipe.encoder, *line, f"--out={run_dir}"]
+
+
+def _scores(run_dir: Path) -> list[Row]:
+    """The tidy rows of ``scores.json``."""
+    document = json.loads((run_dir / "scores.json").read_text())
+    return [dict(row) for row in document["rows"]]
+
+
+def _last_metrics(run_dir: Path) -> list[Row]:
+    from hpc.run_dir import read_metrics
+
+    found: Row = {}
+    for line in read_metrics(run_dir / "metrics.jsonl"):
+        found |= line
+    return [found]
+
+
+KINDS = {
+    kind.name: kind
+    for kind in (
+        Kind(
+            "pretrain",
+            _load_pretrain,
+            _pretrain_identity,
+            _by_recipe("pretrain"),
+            _last_metrics,
+            {"store": "data.store"},
+        ),
+        Kind(
+            "finetune",
+            _load_finetune,
+            _finetune_identity,
+            _by_recipe("finetune"),
+            _scores,
+            {"store": "data.store", "encoder": "encoder.source"},
+        ),
+        Kind("probe", _load_probe, _probe_identity, _probe_arguments, _scores),
+    )
+}
+
+
+def kind_of(name: str) -> Kind:
+    """A kind of job by its name.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    if name not in KINDS:
+        raise UserError(f"sweep: job '{name}' does not exist; allowed: {', '.join(KINDS)}")
+    return KINDS[name]

@@ -1,0 +1,188 @@
+"""Sweeps over real recipes: identities, what is missing, quoting, tables."""
+
+import json
+import os
+import pickle
+
+import pytest
+
+from hpc import config
+from hpc.errors import UserError
+from launch import SlurmResources, Sweep, worker
+from launch.__main__ import main
+from launch.records import Record
+
+pandas = pytest.importorskip("pandas")
+pytest.importorskip("submitit")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """A small store with labels."""
+    from nanodist import cli
+
+    out = tmp_path_factory.mktemp("data")
+    wires = ["synth", "wires", f"--out={out / 'synth'}", "--micrographs=8", "--size=128", "--seed=0", "--workers=1"]
+    assert cli.main(wires) == 0
+    packed = ["pack", str(out / "synth" / "images"), "--labels=folder", "--tile=128", f"--out={out / 'store'}"]
+    assert cli.main([*packed, "--workers=1"]) == 0
+    return out / "store"
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(worker, "_EAGER", ())
+
+
+def finetunes(store, **parts):
+    shared = {"store": store, "encoder": "timm:resnet10t", "train.steps": 2}
+    return Sweep("finetune", "general", overrides=shared, name="labels", **parts)
+
+
+def test_a_job_has_the_fingerprint_of_its_run(store):
+    from nanodist.downstream.finetune.data import Labels
+    from nanodist.downstream.finetune.recipe import load_recipe
+    from nanodist.downstream.finetune.run import identity
+
+    (job,) = finetunes(store, grid={"labels_per_class": [2]}).jobs()
+    assert job.arguments[:2] == ["finetune", "general"] and job.point == {"labels_per_class": 2}
+    recipe = load_recipe(job.arguments[1], job.arguments[2:])
+    assert (recipe.data.labels_per_class, recipe.train.steps) == (2, 2)
+    assert job.fingerprint == identity(recipe, Labels(recipe.data))[0]
+    assert recipe.run_dir.endswith(f"sweeps/labels/runs/{job.fingerprint}")
+
+
+def test_a_pretraining_has_the_fingerprint_of_its_run(store):
+    from nanodist.pretrain.recipe import load_recipe
+    from nanodist.pretrain.run import identity
+    from nanodist.shards import Store
+
+    (job,) = Sweep("pretrain", "simclr", grid={"seed": [3]}, overrides=[f"data.store={store}"]).jobs()
+    assert job.fingerprint == identity(load_recipe("simclr", job.arguments[2:]), Store.open(store))[0]
+
+
+def test_a_larger_grid_adds_only_what_is_new(store):
+    first = finetunes(store, grid={"labels_per_class": [1, 2]})
+    for job in first.jobs():
+        first.folder.make()
+        first.folder.write(job.fingerprint, Record(state="done"))
+    grown = finetunes(store, grid={"labels_per_class": [1, 2, 4], "engine.threads": [1]})
+    assert [job.point["labels_per_class"] for job in grown.missing()] == [4]
+    # A key that decides only how it runs is no other job.
+    assert len(finetunes(store, grid={"engine.threads": [1, 2]}).jobs()) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"grid": {"labels_per_clas": [1]}}, r"at labels_per_clas=1: .*'labels_per_clas' does not exist"),
+        ({"grid": {"labels_per_class": [1, "many"]}}, "at labels_per_class=many: .*must be a whole number"),
+        ({"grid": {"precision": ["fp64"], "normalise": ["all"]}}, "normalise"),
+        ({"grid": {"store": ["nowhere"]}}, "at store=nowhere: .*nowhere"),
+    ],
+)
+def test_what_cannot_run_is_told_before_the_queue(store, change, message):
+    with pytest.raises(UserError, match=message):
+        finetunes(store, **change).jobs()
+
+
+def test_values_keep_their_type_and_cannot_run_a_command(store, tmp_path):
+    odd = ["a b", "it's", '"x"', "$(touch owned)", "`touch owned`; #", "null", "1", "[1, 2]", "a=b", "x: y"]
+    sweep = Sweep("pretrain", "simclr", grid={"tracking.name": odd, "seed": [1]}, overrides={"store": store})
+    from nanodist.pretrain.recipe import load_recipe
+
+    known = config.flatten(config.to_dict(load_recipe("simclr", [])))
+    names = [load_recipe("simclr", sweep._job(point, known).arguments[2:]).tracking.name for point in sweep.points]
+    assert names == odd
+    assert not (tmp_path / "owned").exists()
+
+
+FILE = """
+job: finetune
+recipe: mine.yaml
+overrides: {{store: {store}, encoder: "timm:resnet10t", train.steps: 2}}
+grid: {{labels_per_class: [1, 2, 3], split_seed: [0, 1]}}
+where: ["not (labels_per_class == 3 and split_seed == 1)"]
+"""
+
+
+def stand_in(arguments):
+    """Runs in place of nanodist: scores for each, but for three labels a class."""
+    values = dict(text.split("=", 1) for text in arguments[2:])
+    labels = int(values["data.labels_per_class"])
+    if labels == 3:
+        raise ValueError("the specimen drifted")
+    folder = json.loads(values["run_dir"]) if values["run_dir"].startswith('"') else values["run_dir"]
+    os.makedirs(folder, exist_ok=True)
+    rows = [{"balanced_accuracy": 0.1 * labels, "labels_per_class": labels}]
+    with open(f"{folder}/scores.json", "w") as file:
+        json.dump({"rows": rows}, file)
+    return 0
+
+
+def test_a_sweep_from_a_file_ends_in_a_table_that_hides_no_failure(store, tmp_path, monkeypatch, capsys):
+    from nanodist import cli
+
+    (tmp_path / "labels.yaml").write_text(FILE.format(store=store))
+    (tmp_path / "mine.yaml").write_text("symmetries: 4\n")
+    assert main(["sweep", "labels.yaml", "--dry-run", "--pack", "2", "--gpus-per-node", "2", "--time-min", "30"]) == 0
+    said = capsys.readouterr().out
+    assert "5 jobs, of which 5 would run, in 3 allocations" in said and "at most 3.0 by the time limit" in said
+    assert said.count("--- example") == 3 and "labels_per_class: 1" in said and not (tmp_path / "sweeps").exists()
+
+    monkeypatch.setattr(cli, "main", stand_in)
+    assert main(["sweep", "labels.yaml", "--cluster", "debug"]) == 0
+    assert (tmp_path / "sweeps/labels/submitit").stat().st_mode & 0o077 == 0
+    capsys.readouterr()
+    assert main(["collect", "labels.yaml"]) == 0
+    # Jobs in the queue do not follow an edit of the recipe.
+    assert {path.read_text() for path in (tmp_path / "sweeps" / "labels").glob("recipe-*.yaml")} == {"symmetries: 4\n"}
+    table = pandas.read_parquet("sweeps/labels/sweep.parquet")
+    assert len(table) == 5 and sorted(table["state"]) == ["done"] * 4 + ["failed"]
+    assert table[table.labels_per_class == 2]["balanced_accuracy"].tolist() == [0.2, 0.2]
+    (failed,) = table[table.state == "failed"].to_dict("records")
+    assert failed["reason"] == "ValueError: the specimen drifted" and failed["labels_per_class"] == 3
+    document = json.loads((tmp_path / "sweeps/labels/sweep.json").read_text())
+    assert document["states"] == {"done": 4, "failed": 1} and len(document["rows"]) == 5
+
+    capsys.readouterr()
+    assert main(["status", "labels.yaml"]) == 0
+    assert "5 jobs, 4 done, 1 failed" in capsys.readouterr().out
+    assert main(["sweep", "labels.yaml", "--cluster", "debug"]) == 0
+    assert "1 of 5 jobs" in capsys.readouterr().out
+    assert main(["retry", "labels.yaml", failed["fingerprint"], "--cluster", "debug"]) == 0
+    assert f"1 jobs again: {failed['fingerprint']}" in capsys.readouterr().out
+    assert main(["cancel", "abc"]) == 2 and main(["retry", "labels.yaml", "abc"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("recipe: finetune", "key 'job' is missing"),
+        ("job: finetune\ngird: {}", "key 'gird' does not exist"),
+        ("job: dance", "job 'dance' does not exist; allowed: pretrain, finetune, probe"),
+        ("job: finetune\nname: ../x", "name is '../x'"),
+    ],
+)
+def test_a_wrong_file_is_one_sentence(tmp_path, capsys, text, message):
+    (tmp_path / "s.yaml").write_text(text)
+    assert main(["sweep", "s.yaml", "--dry-run"]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_local_allocations_run_a_bounded_number_at_a_time(store):
+    """submitit's local executor, for real: the jobs fail at once, since their encoder cannot be had here."""
+    sweep = Sweep(
+        "finetune",
+        "general",
+        overrides={"store": store, "encoder": "timm:no_such_model"},
+        grid={"split_seed": [0, 1, 2]},
+        name="local",
+    )
+    handles = sweep.submit("local", SlurmResources(time_min=5), max_parallel=1, pack=2)
+    assert len(handles) == 2 and handles[0].done()
+    assert set(handles[1].result().values()) == {"failed"}
+    table = sweep.collect()
+    assert list(table["state"]) == ["failed"] * 3 and all("no_such_model" in reason for reason in table["reason"])
+    assert pickle.loads(pickle.dumps(handles[0].paths.folder)) == sweep.folder.path / "submitit"
