@@ -26,8 +26,8 @@ def find_masks(specs: Sequence[str], sources: Sequence[Source]) -> dict[Path, Pa
     """The mask of each source that has one.
 
     Args:
-        specs: ``FOLDER=MASKS`` (the mask of ``FOLDER/a/x.tif`` is ``MASKS/a/x.*``; the last folder of that name is
-            meant) or ``FILE.csv:COLUMN`` (paths from the CSV's folder); of several, the first that has one counts.
+        specs: ``FOLDER=MASKS`` (the mask of ``FOLDER/a/x.tif`` is ``MASKS/a/x.*`` or ``x.mask.*`` or ``x_mask.*``; the
+            last folder of that name is meant) or ``FILE.csv:COLUMN`` (paths from the CSV's folder); of several, the first that has one counts.
         sources: what is packed.
 
     Raises:
@@ -71,7 +71,8 @@ def _from_folders(spec: str, sources: Sequence[Source]) -> dict[Path, Path]:
         folder = Path(*parts[: places[-1]], masks, *parts[places[-1] + 1 : -1])
         if folder not in folders:
             files = sorted(folder.iterdir()) if folder.is_dir() else []
-            folders[folder] = {_stem(f.name): f for f in files if f.name.lower().endswith(SUFFIXES)}
+            named = [f for f in files if f.name.lower().endswith(SUFFIXES)]
+            folders[folder] = {_stem(f.name).removesuffix(".mask").removesuffix("_mask"): f for f in named}
         mask = folders[folder].get(_stem(source.path.name))
         if mask is not None:
             matches[source.path] = mask

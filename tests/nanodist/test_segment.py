@@ -42,7 +42,7 @@ SEGMENT = [*TINY, "task=segmentation", "decoder.width=16", "views.size_px=64", "
 def store(tmp_path_factory):
     folder = tmp_path_factory.mktemp("segment")
     write_dataset(folder / "synth", 1, 4, MORPHOLOGIES, Settings(size_px=96))
-    pack([folder / "synth" / "images"], folder / "store", PackOptions(tile=96), labels="folder", masks=["images=masks"])
+    pack([folder / "synth" / "images"], folder / "store", PackOptions(tile=96), labels="folder", masks=["images=truth"])
     return folder / "store"
 
 
@@ -52,8 +52,9 @@ def _recipe(store, *overrides):
 
 def test_a_mask_comes_back_as_it_was_packed_and_a_damaged_one_is_named(store, tmp_path):
     opened = Store.open(store)
-    source = next((store.parent / "synth" / "masks").rglob("*.png"))
-    i = next(i for i in range(len(opened)) if Path(opened.samples[i].source).stem == source.stem)
+    source = next((store.parent / "synth" / "truth").rglob("*.mask.png"))
+    name = source.name.removesuffix(".mask.png")
+    i = next(i for i in range(len(opened)) if Path(opened.samples[i].source).stem == name)
     assert np.array_equal(read_mask_of(opened, i), np.asarray(Image.open(source)))
     sample = opened.samples[i]
     shard = tmp_path / "store" / opened.manifest.shards[sample.shard].file
@@ -69,7 +70,7 @@ def test_a_mask_comes_back_as_it_was_packed_and_a_damaged_one_is_named(store, tm
 
 
 def test_a_store_without_masks_is_refused(tmp_path):
-    write_dataset(tmp_path / "synth", 1, 2, MORPHOLOGIES[:1], Settings(size_px=96))
+    write_dataset(tmp_path / "synth", 1, 2, dict(list(MORPHOLOGIES.items())[:1]), Settings(size_px=96))
     pack([tmp_path / "synth" / "images"], tmp_path / "store", PackOptions(tile=96))
     with pytest.raises(UserError, match="has no masks; pack it with --masks"):
         Masks(LabelsConfig(store=str(tmp_path / "store")), DecoderConfig())
@@ -159,7 +160,7 @@ def test_windows_cover_a_micrograph_of_any_size_and_turn_back(shape, crop):
 @pytest.mark.parametrize("name", ["unet", "fpn"])
 def test_decoders_give_every_pixel_its_classes(name):
     spec = EncoderSpec("test_resnet", 64, 0.5, 0.2)
-    model = Segmenter(create_trunk("test_resnet", 0), 3, spec, DecoderConfig(name=name, width=16), True)
+    model = Segmenter(create_trunk("test_resnet", 0), 3, spec, DecoderConfig(name=name, width=64), True)
     assert model(torch.rand(2, 1, 64, 64)).shape == (2, 3, 64, 64)
     with pytest.raises(UserError, match="no feature maps at strides 4 to 32"):
         Segmenter(create_trunk("test_vit", 0, img_size=64), 3, spec, DecoderConfig(), True)
@@ -204,9 +205,9 @@ def test_a_run_from_masks_to_masks(store, tmp_path, capsys):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     scores = json.loads((tmp_path / "run" / "scores.json").read_text())
-    dice = next(row for row in scores["rows"] if (row["metric"], row["class"]) == ("dice", 1))
+    dice = next(row for row in scores["rows"] if (row["metric"], row["class"]) == ("dice", 255))
     assert dice["low"] <= dice["mean"] <= dice["high"] and dice["n_test"] == dice["images"] == 4
-    images = sorted((store.parent / "synth" / "images").rglob("*.png"))[:2]
+    images = sorted((store.parent / "synth" / "images").rglob("*.tif"))[:2]
     (tmp_path / "notes.txt").write_text("text")
     arguments = ["predict", str(tmp_path / "run"), *map(str, images), str(tmp_path / "notes.txt")]
     assert main([*arguments, "--out", str(tmp_path / "out"), "--threads", "1"]) == 1

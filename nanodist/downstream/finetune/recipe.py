@@ -70,6 +70,11 @@ class DecoderConfig:
     )
     dice_weight: float = option(1.0, "Weight of the Dice loss beside cross entropy.", low=0.0)
 
+    def check(self) -> None:
+        """Raise ``ValueError`` for a width that the decoder cannot have."""
+        if self.name == "fpn" and self.width % 64:
+            raise ValueError(f"width is {self.width}; a feature pyramid wants a multiple of 64")
+
 
 @dataclass(frozen=True)
 class FinetuneTrainConfig:
