@@ -26,8 +26,9 @@ def find_masks(specs: Sequence[str], sources: Sequence[Source]) -> dict[Path, Pa
     """The mask of each source that has one.
 
     Args:
-        specs: ``FOLDER=MASKS`` (the mask of ``FOLDER/a/x.tif`` is ``MASKS/a/x.*`` or ``x.mask.*`` or ``x_mask.*``; the
-            last folder of that name is meant) or ``FILE.csv:COLUMN`` (paths from the CSV's folder); of several, the first that has one counts.
+        specs: ``FOLDER=MASKS`` (the mask of ``FOLDER/a/x.tif`` is ``MASKS/a/x.*``, ``x.mask.*`` or ``x_mask.*``; the
+            last folder of that name is meant) or ``FILE.csv:COLUMN`` (paths from the CSV's folder); of several, the
+            first that has one counts.
         sources: what is packed.
 
     Raises:
