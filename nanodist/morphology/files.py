@@ -113,13 +113,16 @@ def _meant(pixels: npt.NDArray[Any], meaning: str, path: Path) -> npt.NDArray[An
         return pixels > 0
     if high > _MOST_LABELS * 16:
         raise UserError(f"{path} holds values up to {high}: it is no mask and no image of labels")
-    counts = np.bincount(pixels.ravel().astype(np.int64) if pixels.dtype.kind != "u" else pixels.ravel())
-    values = np.flatnonzero(counts)
-    labels = pixels.astype(np.int32)
     if meaning == "labels":
-        return labels
+        return pixels.astype(np.int32)
+    # A block of rows at a time, since bincount makes 64 bits of what it counts.
+    counts = np.zeros(high + 1, np.int64)
+    for top in range(0, len(pixels), 512):
+        counts += np.bincount(pixels[top : top + 512].ravel().astype(np.int64), minlength=high + 1)
+    values = np.flatnonzero(counts)
     if len(values) <= 2 and (values[0] == 0 or len(values) == 1):
         return pixels > 0
+    labels = pixels.astype(np.int32)
     if values[0] != 0:
         raise UserError(
             f"{path} has no pixel of value 0, so that it is a micrograph and no mask, or has no background: say --as"

@@ -15,6 +15,7 @@ from scipy import ndimage, sparse
 from scipy.sparse import csgraph
 
 Mask = npt.NDArray[np.bool_]
+_ROWS = 512
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def percolation(mask: Mask, reach_px: int = 2) -> Percolation:
     cluster = np.arange(count + 1, dtype=np.int32)
     if reach_px >= 2:
         cluster = _bridged(label, count)
-    sizes = np.bincount(cluster, np.bincount(label.ravel(), minlength=count + 1))
+    sizes = np.bincount(cluster, _counts(label, count))
     sizes[cluster[0]] = 0.0
 
     def joined(a: npt.NDArray[np.int32], b: npt.NDArray[np.int32]) -> bool:
@@ -61,12 +62,20 @@ def percolation(mask: Mask, reach_px: int = 2) -> Percolation:
     return Percolation(across, down, across and down, found, float(sizes.max() / sizes.sum()))
 
 
+def _counts(label: npt.NDArray[np.int32], count: int) -> npt.NDArray[np.float64]:
+    """Pixels of each label; a block of rows at a time, since bincount makes 64 bits of what it counts."""
+    pixels = np.zeros(count + 1)
+    for top in range(0, len(label), _ROWS):
+        pixels += np.bincount(label[top : top + _ROWS].ravel(), minlength=count + 1)
+    return pixels
+
+
 def _bridged(label: npt.NDArray[np.int32], count: int) -> npt.NDArray[np.int32]:
     """The cluster of each label, where labels two pixels apart in a row or column are one."""
-    links: set[tuple[int, int]] = set()
+    links = [np.zeros((0, 2), np.int32)]
     for a, b in ((label[:, :-2], label[:, 2:]), (label[:-2], label[2:])):
         differ = (a != b) & (a > 0) & (b > 0)
-        links.update(zip(a[differ].tolist(), b[differ].tolist(), strict=True))
-    rows, columns = np.array(sorted(links), np.int64).reshape(-1, 2).T
+        links.append(np.unique(np.stack([a[differ], b[differ]], axis=1), axis=0))
+    rows, columns = np.concatenate(links).T
     graph = sparse.coo_matrix((np.ones(len(rows), np.int8), (rows, columns)), shape=(count + 1, count + 1))
     return np.asarray(csgraph.connected_components(graph, directed=False)[1], np.int32)

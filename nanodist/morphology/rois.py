@@ -7,6 +7,8 @@ labels layer; centre lines are napari's CSV of shapes (``index, shape-type, vert
 from __future__ import annotations
 
 import csv
+import struct
+import zipfile
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,7 +28,8 @@ _LARGEST_FILE = 2**28
 _MOST_ROIS = 100_000
 
 
-def _needs_roifile(what: str) -> None:
+def needs_roifile(what: str) -> None:
+    """Refuse ``what`` where roifile is not installed (:class:`UserError`)."""
     if find_spec("roifile") is None:
         raise UserError(f"{what}: roifile, which ImageJ's ROIs are read and written with, is not installed: pip install"
                         " 'nanodist[measure]'")  # fmt: skip
@@ -71,7 +74,7 @@ def write_imagej(path: Path, mask: npt.NDArray[Any]) -> int:
     Raises:
         UserError: roifile is not installed.
     """
-    _needs_roifile(str(path))
+    needs_roifile(str(path))
     import roifile
 
     labels = labels_of(mask) if mask.ndim == 2 else None
@@ -116,14 +119,14 @@ def read_imagej(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.bool_]:
     Raises:
         UserError: unreadable, too large, without areas, or roifile is not installed.
     """
-    _needs_roifile(str(path))
+    needs_roifile(str(path))
     import roifile
 
     try:
         if path.stat().st_size > _LARGEST_FILE:
             raise UserError(f"{path} has more than {_LARGEST_FILE // 2**20} MiB; it is no set of ROIs")
         read = roifile.roiread(path)
-    except (OSError, ValueError, KeyError, IndexError) as error:
+    except (OSError, ValueError, KeyError, IndexError, struct.error, zipfile.BadZipFile) as error:
         raise UserError(f"{path} cannot be read as ImageJ ROIs ({error}): save it again from the ROI manager") from None
     rois = read if isinstance(read, list) else [read]
     if not rois or len(rois) > _MOST_ROIS:

@@ -76,6 +76,8 @@ def measure_files(given: Sequence[Path], out: Path, options: Options, request: R
         raise UserError(f"{out} exists already and is not an empty directory; name another one or remove it")
     if request.pixel_size_nm is not None and not 0 < request.pixel_size_nm < 1e6:
         raise UserError(f"--pixel-size-nm must be above 0, not {request.pixel_size_nm}")
+    if request.rois:
+        rois.needs_roifile("--rois")
     sources, skipped = gather(given)
     if not sources:
         raise UserError(f"{' '.join(map(str, given))}: no image file there; give masks as PNG or TIFF files")
@@ -104,16 +106,16 @@ def _one(source: Source, root: Path, options: Options, request: Request, found: 
         size = request.pixel_size_nm if request.pixel_size_nm is not None else size
     measured = measure(mask, size, options)
     of: dict[str, Any] = {"specimen": source.specimen, "image": source.name}
+    stem = _stem(source, len(found.images) + 1)
+    if request.overlays:
+        _save(root / "overlays" / f"{stem}.png", figures.overlay(mask, measured))
+    if request.rois:
+        _write_rois(root / "rois", stem, mask, measured)
     found.images.append({**of, **measured.image})
     found.objects += [{**of, **row} for row in measured.objects]
     found.wires += [{**of, **row} for row in measured.wires]
     found.widths.append((of, measured.widths))
     found.s2.append((of, measured.s2))
-    stem = _stem(source, len(found.images))
-    if request.overlays:
-        _save(root / "overlays" / f"{stem}.png", figures.overlay(mask, measured))
-    if request.rois:
-        _write_rois(root / "rois", stem, mask, measured)
 
 
 def _stem(source: Source, number: int) -> str:

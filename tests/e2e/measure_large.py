@@ -34,12 +34,16 @@ raise SystemExit(code)
 
 
 def large_mask(size: int, seed: int = 0) -> np.ndarray:
-    """Wires 6 to 30 pixels wide and particles 8 to 40 pixels across, with a density that does not depend on ``size``."""
+    """Wires 6 to 30 pixels wide and particles 8 to 40 across, with a density that does not depend on ``size``."""
     rng, frame = seeding.generator(seed, "large-mask", size), Frame(size, 1.0)
     mask = np.zeros((size, size), bool)
     share = (size / 8192) ** 2
     for _ in range(round(1500 * share)):
-        line = place(curve(rng, rng.uniform(200, 1500), abs(rng.normal(0, 0.3)), 60), rng.uniform(0, size, 2), rng.uniform(0, np.pi))
+        line = place(
+            curve(rng, rng.uniform(200, 1500), abs(rng.normal(0, 0.3)), 60),
+            rng.uniform(0, size, 2),
+            rng.uniform(0, np.pi),
+        )
         seen = project(Wire(line, rng.uniform(3, 15)), frame)
         if seen is not None:
             mask[seen.window] |= seen.mask

@@ -37,7 +37,9 @@ def test_outlines_have_the_sizes_of_the_textbook():
     assert disc(np.array([4.9, 50.0]), 10).is_cut(100.0) and disc(np.array([50.0, 95.1]), 10).is_cut(100.0)
 
 
-@pytest.mark.parametrize("outline", [polygon(np.array([50.2, 49.7]), 3, 60, 4, 0.7), rod(np.array([50, 50]), 70, 18, 2)])
+@pytest.mark.parametrize(
+    "outline", [polygon(np.array([50.2, 49.7]), 3, 60, 4, 0.7), rod(np.array([50, 50]), 70, 18, 2)]
+)
 def test_a_raster_covers_the_area_and_measures_distance(outline):
     seen = raster(outline, Frame(100, 1.0))
     assert seen.mask.sum() == pytest.approx(outline.area_nm2, rel=0.01)
@@ -105,8 +107,9 @@ def test_data_sets_have_the_same_shape_as_those_of_wires(tmp_path, capsys):
         out = tmp_path / kind
         command = ["synth", kind, "--out", str(out), "--size", "128", "--micrographs", "2", "--classes", classes]
         assert main(command) == 0
-        meta = list(csv.DictReader(open(out / "meta.csv")))
-        objects = list(csv.DictReader(open(out / "objects.csv")))
+        meta, objects = (
+            list(csv.DictReader((out / name).read_text().splitlines())) for name in ("meta.csv", "objects.csv")
+        )
         assert [row["label"] for row in meta] == [name for name in classes.split(",") for _ in range(2)]
         assert sum(int(row["objects"]) for row in meta) == len(objects)
         for row in meta:

@@ -1,0 +1,210 @@
+"""``nanodist measure`` on folders: tables, units, specimens, mistakes, ROIs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from hpc.errors import UserError
+from nanodist.cli import main
+from nanodist.morphology.files import read_mask
+from tests.nanodist.test_morphology import stadium
+
+SHAPE = (120, 120)
+
+
+def _wires(*lines):
+    return [stadium(*line, shape=SHAPE) for line in lines]
+
+
+def _png(path, mask):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(mask.astype(np.uint8) * (255 if mask.dtype == bool else 1)).save(path)
+
+
+def _rows(path):
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+@pytest.fixture
+def masks(tmp_path):
+    """Two specimens of six images: wires of B are twice as wide."""
+    rng = np.random.default_rng(0)
+    for specimen, width in (("A", 6.0), ("B", 12.0)):
+        for i in range(6):
+            x, y = rng.uniform(20, 40, 2)
+            _png(tmp_path / specimen / f"{i}.png", stadium(x, y, x + 60, y + 50, width + rng.normal(0, 0.3), SHAPE))
+    return tmp_path
+
+
+def test_specimens_are_measured_compared_and_written(masks, capsys):
+    out = masks / "out"
+    assert main(["measure", str(masks / "A"), str(masks / "B"), "--out", str(out), "--pixel-size-nm", "0.5"]) == 0
+    said = capsys.readouterr()
+    assert "12 images, 12 objects, 12 wires" in said.out and said.err == ""
+    assert f"{masks / 'B'} differs from {masks / 'A'} in width_mean_number_mean_nm" in said.out
+    images = _rows(out / "images.csv")
+    assert len(images) == 12 and {row["specimen"] for row in images} == {str(masks / "A"), str(masks / "B")}
+    row = next(r for r in _rows(out / "comparison.csv") if r["quantity"] == "width_mean_number_mean_nm")
+    assert float(row["low"]) < 3.0 < float(row["high"]) and float(row["difference"]) == pytest.approx(3.0, abs=0.3)
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["units"] == ["nm"] and summary["wires"] == 12
+    mean = next(r for r in summary["specimens"] if r["quantity"] == "width_mean_number_mean_nm")
+    assert mean["n"] == 6 and mean["low"] < mean["mean"] < mean["high"]
+    widths = _rows(out / "widths.csv")
+    assert set(widths[0]) == {"specimen", "image", "wire", "arc_nm", "width_nm"} and len(widths) > 12 * 60
+    assert len(list((out / "overlays").glob("*.png"))) == 12
+    assert (out / "histograms_nm.png").stat().st_size > 5000
+    assert not (out / "skipped.csv").exists()
+
+
+def test_parquet_holds_what_csv_holds(masks):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    out = masks / "out"
+    assert main(["measure", str(masks / "A"), "--out", str(out)]) == 0
+    for name in ("images", "objects", "wires", "widths", "s2", "specimens"):
+        table, rows = parquet.read_table(out / f"{name}.parquet"), _rows(out / f"{name}.csv")
+        assert table.column_names == list(rows[0]) and table.num_rows == len(rows)
+    column = parquet.read_table(out / "wires.parquet").column("width_mean_px").to_pylist()
+    assert column == pytest.approx([float(row["width_mean_px"]) for row in _rows(out / "wires.csv")])
+
+
+def test_units_follow_the_file_then_the_option(tmp_path):
+    (mask,) = _wires((30, 30, 90, 80, 7.0))
+    pixels = mask.astype(np.uint8) * 255
+    tifffile.imwrite(tmp_path / "a.tif", pixels, imagej=True, resolution=(4.0, 4.0), metadata={"unit": "nm"})
+    _png(tmp_path / "b.png", mask)
+    both = [str(tmp_path / "a.tif"), str(tmp_path / "b.png")]
+    assert main(["measure", *both, "--out", str(tmp_path / "px"), "--no-overlays"]) == 0
+    rows = _rows(tmp_path / "px" / "wires.csv")
+    assert float(rows[0]["width_mean_nm"]) == pytest.approx(7 / 4, rel=0.02) and rows[0]["width_mean_px"] == ""
+    assert float(rows[1]["width_mean_px"]) == pytest.approx(7, rel=0.02) and rows[1]["width_mean_nm"] == ""
+    assert main(["measure", *both, "--out", str(tmp_path / "nm"), "--pixel-size-nm", "2"]) == 0
+    assert [float(r["width_mean_nm"]) for r in _rows(tmp_path / "nm" / "wires.csv")] == pytest.approx(
+        [1.75, 14], rel=0.02
+    )
+    assert main(["measure", *both, "--out", str(tmp_path / "o"), "--pixel-size-nm", "2", "--override-pixel-size"]) == 0
+    assert [float(r["width_mean_nm"]) for r in _rows(tmp_path / "o" / "wires.csv")] == pytest.approx([14, 14], rel=0.02)
+
+
+def test_the_good_are_measured_and_the_rest_is_named(masks, capsys):
+    """Issue 6: a broken image, an RGB photograph, a 1 x 1 image and a text file among good masks."""
+    folder = masks / "A"
+    (folder / "broken.png").write_bytes((folder / "0.png").read_bytes()[:60])
+    colour = np.random.default_rng(0).integers(0, 255, (40, 40, 3)).astype(np.uint8)
+    Image.fromarray(colour).save(folder / "photo.png")
+    _png(folder / "dot.png", np.ones((1, 1), bool))
+    (folder / "notes.txt").write_text("remember the milk")
+    (folder / "text.tif").write_text("no picture")
+    gray = np.random.default_rng(0).integers(1, 255, (64, 64)).astype(np.uint8)
+    Image.fromarray(gray).save(folder / "micrograph.png")
+    out = masks / "out"
+    assert main(["measure", str(folder), "--out", str(out)]) == 2
+    said = capsys.readouterr()
+    assert "6 images" in said.out and len(_rows(out / "images.csv")) == 6
+    skipped = {row["file"].rsplit("/", 1)[1]: row for row in _rows(out / "skipped.csv")}
+    assert set(skipped) == {"broken.png", "photo.png", "dot.png", "notes.txt", "text.tif", "micrograph.png"}
+    for name, row in skipped.items():
+        assert row["error"] == str(name != "notes.txt") and (name in row["reason"] or name == "notes.txt")
+        assert (name in said.err) == (name != "notes.txt")
+    assert "5 of 11 files failed" in said.err
+    assert "colour" in skipped["photo.png"]["reason"] and "1 x 1" in skipped["dot.png"]["reason"]
+
+
+def test_nothing_to_measure_leaves_nothing(tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_text("no")
+    for given, words in (("in", "nothing could be measured"), ("gone", "does not exist")):
+        assert main(["measure", str(tmp_path / given), "--out", str(tmp_path / "out")]) == 2
+        said = capsys.readouterr().err.strip()
+        assert words in said and len(said.splitlines()) == 1
+    (tmp_path / "in" / "a.png").unlink()
+    assert main(["measure", str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 2
+    assert "no image file" in capsys.readouterr().err
+    (tmp_path / "in" / "mine.txt").write_text("x")
+    _png(tmp_path / "m.png", _wires((30, 30, 90, 80, 7.0))[0])
+    assert main(["measure", str(tmp_path / "m.png"), "--out", str(tmp_path / "in")]) == 2
+    assert "not an empty directory" in capsys.readouterr().err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "m.png"]
+
+
+def test_what_pixels_mean(tmp_path):
+    first, second = _wires((20, 20, 60, 30, 8.0), (20, 80, 100, 90, 8.0))
+    _png(tmp_path / "mask.png", first | second)
+    assert read_mask(tmp_path / "mask.png")[0].dtype == bool
+    labels = first.astype(np.uint8) * 1 + second.astype(np.uint8) * 2
+    _png(tmp_path / "labels.png", labels)
+    assert read_mask(tmp_path / "labels.png")[0].max() == 2
+    classes = labels.copy()
+    classes[100:110, 5:15] = 1
+    _png(tmp_path / "classes.png", classes)
+    with pytest.raises(UserError, match="1 is in 2 pieces: say --as labels"):
+        read_mask(tmp_path / "classes.png")
+    assert read_mask(tmp_path / "classes.png", value=2)[0].sum() == second.sum()
+    assert read_mask(tmp_path / "classes.png", "mask")[0].sum() == (classes > 0).sum()
+    with pytest.raises(UserError, match="no pixel of value 9"):
+        read_mask(tmp_path / "classes.png", value=9)
+    tifffile.imwrite(tmp_path / "layers.tif", np.stack([first, first | second]).astype(np.uint8) * 255)
+    assert read_mask(tmp_path / "layers.tif")[0].shape == (2, *SHAPE)
+    tifffile.imwrite(tmp_path / "tall.tif", classes, imagej=True, resolution=(4.0, 2.0), metadata={"unit": "nm"})
+    with pytest.raises(UserError, match="square"):
+        read_mask(tmp_path / "tall.tif", value=1)
+
+
+def test_synthetic_truth_is_found_in_its_folder(tmp_path):
+    command = ["synth", "particles", "--out", str(tmp_path / "s"), "--size", "128", "--micrographs", "1"]
+    assert main([*command, "--classes", "sphere,cube", "--pixel-size-nm", "0.5"]) == 0
+    assert main(["measure", str(tmp_path / "s"), "--out", str(tmp_path / "m"), "--shape", "particles"]) == 0
+    found = _rows(tmp_path / "m" / "objects.csv")
+    true = {(row["file"], int(row["object"])): row for row in _rows(tmp_path / "s" / "objects.csv")}
+    assert len(found) > 4
+    for row in found:
+        file = row["image"].replace(".instances.tif", ".tif")
+        truth = true[file, int(row["object"]) - 1]
+        if truth["border_cut"] == "False":
+            assert float(row["area_nm2"]) == pytest.approx(float(truth["area_nm2"]), rel=0.08)
+            assert float(row["feret_max_nm"]) == pytest.approx(float(truth["length_nm"]), rel=0.05, abs=0.6)
+
+
+def test_rois_go_to_imagej_and_come_back(tmp_path):
+    pytest.importorskip("roifile")
+    from nanodist.morphology.rois import read_imagej
+
+    first, second = _wires((20, 20, 60, 30, 8.0), (-5, 80, 100, 90, 8.0))
+    _png(tmp_path / "m.png", first | second)
+    assert main(["measure", str(tmp_path / "m.png"), "--out", str(tmp_path / "out"), "--rois"]) == 0
+    folder = tmp_path / "out" / "rois"
+    layers = read_imagej(folder / "00001-m.rois.zip", SHAPE)
+    assert len(layers) == 2
+    for layer, mask in zip(layers, (first, second), strict=True):
+        # Outlines cut the corners of pixels: a pixel on the rim may change sides.
+        assert (layer & mask).sum() >= 0.95 * mask.sum() and (layer & ~mask).sum() <= 0.05 * mask.sum()
+    assert set(np.unique(tifffile.imread(folder / "00001-m.labels.tif"))) == {0, 1, 2}
+    shapes = _rows(folder / "00001-m.centre-lines.csv")
+    assert {row["shape-type"] for row in shapes} == {"path"} and {row["index"] for row in shapes} == {"0", "1"}
+    (tmp_path / "bad.zip").write_bytes(b"no zip")
+    with pytest.raises(UserError, match=r"bad\.zip"):
+        read_imagej(tmp_path / "bad.zip", SHAPE)
+
+
+def test_a_plain_install_measures(tmp_path):
+    """Without pyarrow and roifile there are CSV files and pictures; ROIs say what to install."""
+    _png(tmp_path / "m.png", _wires((30, 30, 90, 80, 7.0))[0])
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(['pyarrow', 'roifile']))\n"
+        "from nanodist.cli import main\n"
+        f"assert main(['measure', {str(tmp_path / 'm.png')!r}, '--out', {str(tmp_path / 'a')!r}]) == 0\n"
+        f"assert main(['measure', {str(tmp_path / 'm.png')!r}, '--out', {str(tmp_path / 'b')!r}, '--rois']) == 2\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "pip install 'nanodist[measure]'" in done.stderr
+    assert (tmp_path / "a" / "wires.csv").exists() and not list((tmp_path / "a").glob("*.parquet"))
+    assert not (tmp_path / "b").exists()
