@@ -19,7 +19,7 @@ from hpc.preemption import Preemption, deadline_from_environment
 from hpc.run_dir import RunDir, futile_starts
 from hpc.task import GuardConfig, Plan, Task, TrainState
 from hpc.topology import Topology
-from hpc.tracking import Tracker
+from hpc.tracking import Tracker, TrackingConfig
 from hpc.watchdog import Watchdog
 
 
@@ -93,6 +93,19 @@ def _hosts(topology: Topology) -> list[str]:
     names: list[str] = [""] * topology.world_size
     dist.all_gather_object(names, topology.host)
     return names
+
+
+def tracker_of(recipe: Any, tracking: TrackingConfig, run: RunDir, topology: Topology, fingerprint: str) -> Tracker:
+    """What writes the metrics of ``run``, and shows ``recipe`` as its configuration in W&B."""
+    return Tracker(
+        run,
+        is_main=topology.is_main,
+        mode=tracking.mode,
+        project=tracking.project,
+        name=tracking.name,
+        group=tracking.group,
+        config={**recipes.flatten(recipes.to_dict(recipe)), "fingerprint": fingerprint},
+    )
 
 
 def keepers_of(

@@ -11,12 +11,14 @@ import os
 import secrets
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlparse
 
 from hpc import atomic
+from hpc.config import option
 from hpc.errors import UserError
 from hpc.run_dir import MetricsWriter, RunDir, metric_lines, read_metrics
 
@@ -53,6 +55,16 @@ def has_api_key(environ: Mapping[str, str] = os.environ) -> bool:
         return netrc.netrc(str(path)).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
         return False
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """The section ``tracking``; a *how*."""
+
+    mode: Literal["auto", "online", "offline", "disabled"] = option("auto", "Weights & Biases; auto as its login says.")
+    project: str = option("nanodist", "W&B project.")
+    name: str = option("", "W&B name of the run; empty: the run directory's.")
+    group: str = option("", "W&B group.")
 
 
 class Tracker:

@@ -11,6 +11,7 @@ from hpc.engine import EngineConfig
 from hpc.errors import UserError
 from hpc.optimizers import OptimizerConfig
 from hpc.task import GuardConfig, SavingConfig
+from hpc.tracking import TrackingConfig
 from nanodist import recipes
 from nanodist.encoders import EncoderSpec, Look, Pooling
 from nanodist.heads import ProjectorConfig
@@ -151,16 +152,6 @@ class EvaluationConfig:
     every_epochs: float = option(10.0, "Passes over the data between evaluations; the end is always measured.", low=0.0)
     labels_per_class: int = option(8, "Labelled samples a class; the others are told from them.", low=1)
     neighbours: int = option(5, "k of the k-nearest-neighbour accuracy.", low=1)
-
-
-@dataclass(frozen=True)
-class TrackingConfig:
-    """The section ``tracking``; a *how*."""
-
-    mode: Literal["auto", "online", "offline", "disabled"] = option("auto", "Weights & Biases; auto as its login says.")
-    project: str = option("nanodist", "W&B project.")
-    name: str = option("", "W&B name of the run; empty: the run directory's.")
-    group: str = option("", "W&B group.")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,16 @@ from hpc.checkpoint.layout import file_facts
 from hpc.collectives import Group
 from hpc.engine import Engine, start
 from hpc.errors import UserError
-from hpc.job import keepers_of, prepare_run_dir, record_start, refuse_crash_loop, say, say_nothing, train_to_the_end
+from hpc.job import (
+    keepers_of,
+    prepare_run_dir,
+    record_start,
+    refuse_crash_loop,
+    say,
+    say_nothing,
+    tracker_of,
+    train_to_the_end,
+)
 from hpc.optimizers import build_optimizer
 from hpc.preemption import Preemption
 from hpc.preflight import errors
@@ -25,7 +34,6 @@ from hpc.run_dir import RunDir
 from hpc.saving import restore
 from hpc.task import Plan, TrainState
 from hpc.topology import Topology, detect
-from hpc.tracking import Tracker
 from nanodist._version import __version__
 from nanodist.encoders import load_encoder
 from nanodist.pretrain.data import inputs_of, on_all_ranks, open_data, staged
@@ -131,7 +139,7 @@ def _run(
     state = TrainState()
     restore(task, engine, run, state, tell)
     refuse_crash_loop(run, topology, recipe.guard.futile_starts, state.step + 1)
-    tracker = _tracker(recipe, run, topology, fingerprint)
+    tracker = tracker_of(recipe, recipe.tracking, run, topology, fingerprint)
     number = record_start(run, topology, state, {"nanodist": __version__})
     if topology.is_main:
         _announce(recipe, store, topology, device, run.path, state, plan)
@@ -187,19 +195,6 @@ def _check_before_start(
     for finding in findings:
         if finding.level == "warning":
             say(f"warning: {finding.what}")
-
-
-def _tracker(recipe: PretrainRecipe, run: RunDir, topology: Topology, fingerprint: str) -> Tracker:
-    t = recipe.tracking
-    return Tracker(
-        run,
-        is_main=topology.is_main,
-        mode=t.mode,
-        project=t.project,
-        name=t.name,
-        group=t.group,
-        config={**recipes.flatten(recipes.to_dict(recipe)), "fingerprint": fingerprint},
-    )
 
 
 def _announce(

@@ -35,7 +35,6 @@ class LabelledTask:
         micro_batches: parts that this rank's samples of a step pass in.
     """
 
-    module: nn.Module
     kind = ""
 
     def __init__(
@@ -53,6 +52,11 @@ class LabelledTask:
         self.batch_size = recipe.train.batch_size(len(labels.train))
         self.tile_px = labels.check_one_size()
         self._best, self._looks_since = math.inf, 0
+        self.module: nn.Module = self.build()
+
+    def build(self) -> nn.Module:
+        """The module that is trained, on the CPU."""
+        raise NotImplementedError
 
     def batches(self, start_step: int) -> Iterator[LabelledBatch]:
         """This rank's part of every global batch from ``start_step`` on."""

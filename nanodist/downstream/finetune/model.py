@@ -26,26 +26,22 @@ from nanodist.encoders import (
 from nanodist.pretrain.model import refuse_unkeyed_randomness
 
 
-class Classifier(nn.Module):
-    """Logits of images.
+class OnTrunk(nn.Module):
+    """What stands on a pretrained trunk.
 
     Args:
-        trunk: timm model that gives features.
-        head: from features to logits.
+        trunk: timm model.
         spec: how pixels are normalised and features pooled.
-        frozen_statistics: BatchNorm keeps its running statistics, and normalises by them, while it trains.
+        frozen_statistics: BatchNorm of the trunk keeps its running statistics, and normalises by them, while it trains.
         precision: ``"bf16"`` runs the forward under autocast; weights and their gradients stay float32.
     """
 
-    def __init__(
-        self, trunk: nn.Module, head: nn.Module, spec: EncoderSpec, frozen_statistics: bool, precision: str = "fp32"
-    ) -> None:
+    def __init__(self, trunk: nn.Module, spec: EncoderSpec, frozen_statistics: bool, precision: str) -> None:
         super().__init__()
-        self.trunk, self.head, self.spec = trunk, head, spec
-        self.features = int(head.get_submodule("1").get_parameter("weight").shape[1])
+        self.trunk, self.spec = trunk, spec
         self.frozen_statistics, self.precision = frozen_statistics, precision
 
-    def train(self, mode: bool = True) -> Classifier:
+    def train(self, mode: bool = True) -> OnTrunk:
         """As for any module, but that frozen statistics stay in use."""
         super().train(mode)
         if mode and self.frozen_statistics:
@@ -54,12 +50,37 @@ class Classifier(nn.Module):
                     part.eval()
         return self
 
+    def normalised(self, images: Tensor) -> Tensor:
+        """``images`` in [0, 1] on the scale that the trunk expects, in the precision of the weights."""
+        return normalise(images.to(next(self.parameters()).dtype), self.spec)
+
+    def autocast(self, images: Tensor) -> contextlib.AbstractContextManager[object]:
+        """The context of a forward that trains."""
+        bf16 = torch.autocast(images.device.type, torch.bfloat16)
+        return bf16 if self.precision == "bf16" else contextlib.nullcontext()
+
+
+class Classifier(OnTrunk):
+    """Logits of images.
+
+    Args:
+        trunk: timm model that gives features.
+        head: from features to logits.
+        spec, frozen_statistics, precision: as :class:`OnTrunk` has them.
+    """
+
+    def __init__(
+        self, trunk: nn.Module, head: nn.Module, spec: EncoderSpec, frozen_statistics: bool, precision: str = "fp32"
+    ) -> None:
+        super().__init__(trunk, spec, frozen_statistics, precision)
+        self.head = head
+        self.features = int(head.get_submodule("1").get_parameter("weight").shape[1])
+
     def forward(self, images: Tensor) -> Tensor:
         """Logits (n, classes) of ``images`` (n, 1, H, W) in [0, 1]."""
-        pixels = normalise(images.double() if self.precision == "fp64" else images, self.spec)
-        bf16 = torch.autocast(images.device.type, torch.bfloat16)
-        with bf16 if self.precision == "bf16" else contextlib.nullcontext():
-            return self.head(pooled_features(self.trunk, pixels, self.spec.pooling))  # type: ignore[no-any-return]
+        with self.autocast(images):
+            features = pooled_features(self.trunk, self.normalised(images), self.spec.pooling)
+            return self.head(features)  # type: ignore[no-any-return]
 
     @torch.inference_mode()
     def looked_at(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,13 +92,10 @@ class Classifier(nn.Module):
         likely, features = [], []
         for scale, crop_px, count in self.spec.looks:
             for view in symmetries(looked_at(images, scale, crop_px), count):
-                pooled = pooled_features(self.trunk, normalise(view.to(self._dtype()), self.spec), self.spec.pooling)
+                pooled = pooled_features(self.trunk, self.normalised(view), self.spec.pooling)
                 likely.append(self.head(pooled).float().softmax(1))
                 features.append(pooled.float())
         return torch.stack(likely).mean(0), torch.stack(features).mean(0)
-
-    def _dtype(self) -> torch.dtype:
-        return next(self.parameters()).dtype
 
 
 def start_encoder(recipe: FinetuneRecipe) -> Encoder:

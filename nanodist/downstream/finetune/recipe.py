@@ -11,9 +11,9 @@ from hpc.engine import EngineConfig
 from hpc.errors import UserError
 from hpc.optimizers import OptimizerConfig
 from hpc.task import GuardConfig, SavingConfig
+from hpc.tracking import TrackingConfig
 from nanodist import recipes
 from nanodist.downstream.labels import Budget
-from nanodist.pretrain.recipe import TrackingConfig
 from nanodist.views import ViewsConfig
 
 FROM_TIMM = "timm:"

@@ -15,14 +15,22 @@ from hpc import config as recipes
 from hpc.checkpoint.files import read_tensors
 from hpc.engine import Engine, start
 from hpc.errors import UserError
-from hpc.job import keepers_of, prepare_run_dir, record_start, refuse_crash_loop, say, say_nothing, train_to_the_end
+from hpc.job import (
+    keepers_of,
+    prepare_run_dir,
+    record_start,
+    refuse_crash_loop,
+    say,
+    say_nothing,
+    tracker_of,
+    train_to_the_end,
+)
 from hpc.optimizers import build_optimizer
 from hpc.preemption import Preemption
 from hpc.run_dir import RunDir
 from hpc.saving import restore
 from hpc.task import Plan, TrainState
 from hpc.topology import Topology, detect
-from hpc.tracking import Tracker
 from nanodist._version import __version__
 from nanodist.downstream.finetune.base import LabelledTask
 from nanodist.downstream.finetune.data import Labels
@@ -116,7 +124,7 @@ def _run(
     state = TrainState()
     restore(task, engine, run, state, tell)
     refuse_crash_loop(run, topology, recipe.guard.futile_starts, state.step + 1)
-    tracker = _tracker(recipe, run, topology, identity[0])
+    tracker = tracker_of(recipe, recipe.tracking, run, topology, identity[0])
     number = record_start(run, topology, state, {"nanodist": __version__})
     _announce(recipe, labels, run.path, state, plan, topology, tell)
     keepers = keepers_of(recipe.guard, run, topology, number, preemption)
@@ -152,19 +160,6 @@ def _test(task: LabelledTask, run: RunDir, fingerprint: str, tell: Say) -> None:
     said = task.test(run.path, chosen.name, fingerprint)
     if task.topology.is_main:
         tell(said)
-
-
-def _tracker(recipe: FinetuneRecipe, run: RunDir, topology: Topology, fingerprint: str) -> Tracker:
-    t = recipe.tracking
-    return Tracker(
-        run,
-        is_main=topology.is_main,
-        mode=t.mode,
-        project=t.project,
-        name=t.name,
-        group=t.group,
-        config={**recipes.flatten(recipes.to_dict(recipe)), "fingerprint": fingerprint},
-    )
 
 
 def _announce(

@@ -11,12 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from hpc.batch_norm import Layout
-from hpc.collectives import Group, sum_of_shares
-from hpc.topology import Topology
+from hpc.collectives import sum_of_shares
 from nanodist.downstream.finetune.base import LabelledTask
 from nanodist.downstream.finetune.data import LabelledBatch, Labels
 from nanodist.downstream.finetune.model import Classifier, build_classifier
@@ -36,20 +34,12 @@ class ClassifyTask(LabelledTask):
 
     kind = "classification"
 
-    def __init__(
-        self,
-        recipe: FinetuneRecipe,
-        labels: Labels,
-        topology: Topology,
-        device: torch.device,
-        layout: Layout,
-        group: Group,
-        micro_batches: int = 1,
-    ) -> None:
-        super().__init__(recipe, labels, topology, device, layout, group, micro_batches)
-        self.classifier: Classifier = build_classifier(recipe, len(labels.targets.classes), self.tile_px, layout)
-        self.module = self.classifier
-        self._weights = torch.from_numpy(class_weights(recipe, labels)).to(device)
+    def build(self) -> nn.Module:
+        """Trunk and linear head."""
+        recipe, classes = self.recipe, len(self.labels.targets.classes)
+        self.classifier: Classifier = build_classifier(recipe, classes, self.tile_px, self.layout)
+        self._weights = torch.from_numpy(class_weights(recipe, self.labels)).to(self.device)
+        return self.classifier
 
     def loss(self, outputs: dict[str, Tensor], batch: LabelledBatch) -> Tensor:
         """Weighted cross entropy, averaged over the global batch."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import torch
@@ -12,9 +11,9 @@ from torch.nn import functional
 from hpc.batch_norm import Layout, convert
 from hpc.errors import UserError
 from hpc.seeding import key
-from nanodist.downstream.finetune.model import freeze, start_encoder
+from nanodist.downstream.finetune.model import OnTrunk, freeze, start_encoder
 from nanodist.downstream.finetune.recipe import DecoderConfig, FinetuneRecipe
-from nanodist.encoders import EncoderSpec, normalise
+from nanodist.encoders import EncoderSpec
 from nanodist.pretrain.model import refuse_unkeyed_randomness
 
 # Statistics of one sample, so that a prediction does not depend on what else is in the batch.
@@ -22,16 +21,14 @@ NORM = "instancenorm"
 STRIDES = (2, 4, 8, 16, 32)
 
 
-class Segmenter(nn.Module):
+class Segmenter(OnTrunk):
     """Logits of every pixel.
 
     Args:
         trunk: timm model with feature maps at strides 2 (or 4) to 32.
         classes: number of classes.
-        spec: how pixels are normalised.
         decoder: the recipe's section.
-        frozen_statistics: BatchNorm of the trunk keeps its running statistics while it trains.
-        precision: ``"bf16"`` runs the forward under autocast.
+        spec, frozen_statistics, precision: as :class:`OnTrunk` has them.
 
     Raises:
         UserError: the trunk has no feature maps at these strides, or the decoder's package is missing.
@@ -46,32 +43,18 @@ class Segmenter(nn.Module):
         frozen_statistics: bool,
         precision: str = "fp32",
     ) -> None:
-        super().__init__()
-        self.trunk, self.spec, self.classes = trunk, spec, classes
-        self.frozen_statistics, self.precision = frozen_statistics, precision
-        channels = pyramid(trunk, spec.trunk)
-        self.decoder, self.head = _decoder(channels, classes, decoder)
-
-    def train(self, mode: bool = True) -> Segmenter:
-        """As for any module, but that frozen statistics stay in use."""
-        super().train(mode)
-        if mode and self.frozen_statistics:
-            for part in self.trunk.modules():
-                if isinstance(part, nn.modules.batchnorm._BatchNorm):
-                    part.eval()
-        return self
+        super().__init__(trunk, spec, frozen_statistics, precision)
+        self.classes = classes
+        self.decoder, self.head = _decoder(pyramid(trunk, spec.trunk), classes, decoder)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (n, classes, S, S) of ``images`` (n, 1, S, S) in [0, 1]; S is a multiple of 32."""
-        pixels = normalise(images.double() if self.precision == "fp64" else images, self.spec)
-        bf16 = torch.autocast(images.device.type, torch.bfloat16)
-        with bf16 if self.precision == "bf16" else contextlib.nullcontext():
-            return self._logits(pixels)
+        with self.autocast(images):
+            return self._logits(self.normalised(images))
 
     def predict(self, images: Tensor) -> Tensor:
         """Probabilities (n, classes, S, S), in float32 whatever the training ran in."""
-        pixels = normalise(images.to(next(self.parameters()).dtype), self.spec)
-        return self._logits(pixels).float().softmax(1)
+        return self._logits(self.normalised(images)).float().softmax(1)
 
     def _logits(self, pixels: Tensor) -> Tensor:
         stages: list[Tensor] = self.trunk.forward_intermediates(pixels, intermediates_only=True)  # type: ignore[operator]

@@ -10,14 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
-from hpc.batch_norm import Layout
-from hpc.collectives import Group, sum_of_shares
-from hpc.topology import Topology
+from hpc.collectives import sum_of_shares
 from nanodist.downstream.finetune.base import LabelledTask
-from nanodist.downstream.finetune.data import LabelledBatch, Labels
-from nanodist.downstream.finetune.recipe import FinetuneRecipe
+from nanodist.downstream.finetune.data import LabelledBatch
 from nanodist.downstream.segment.data import Masks
 from nanodist.downstream.segment.loss import dice_and_cross_entropy, mean_iou
 from nanodist.downstream.segment.maps import class_maps
@@ -34,22 +31,13 @@ class SegmentTask(LabelledTask):
 
     kind = "segmentation"
 
-    def __init__(
-        self,
-        recipe: FinetuneRecipe,
-        labels: Labels,
-        topology: Topology,
-        device: torch.device,
-        layout: Layout,
-        group: Group,
-        micro_batches: int = 1,
-    ) -> None:
-        super().__init__(recipe, labels, topology, device, layout, group, micro_batches)
-        assert isinstance(labels, Masks)
-        self.masks: Masks = labels
-        self.segmenter: Segmenter = build_segmenter(recipe, len(labels.values), layout)
-        self.module = self.segmenter
-        self.crop_px = round(recipe.views.mean_crop_px(*self.tile_px))
+    def build(self) -> nn.Module:
+        """Trunk and decoder."""
+        assert isinstance(self.labels, Masks)
+        self.masks: Masks = self.labels
+        self.crop_px = round(self.recipe.views.mean_crop_px(*self.tile_px))
+        self.segmenter: Segmenter = build_segmenter(self.recipe, len(self.masks.values), self.layout)
+        return self.segmenter
 
     def loss(self, outputs: dict[str, Tensor], batch: LabelledBatch) -> Tensor:
         """Cross entropy and Dice, averaged over the images of the global batch."""
