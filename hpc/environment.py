@@ -179,17 +179,23 @@ def _cgroup_values(name: str, root: Path = Path("/sys/fs/cgroup"), mine: str = "
     return found
 
 
-def cpu() -> Finding:
-    """Cores that may be used, memory, and the instructions that make bf16 fast."""
+def bf16_instructions(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """What makes bf16 fast on this CPU: AMX, AVX-512 or NEON; empty where nothing does, or the system does not tell."""
     flags: set[str] = set()
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = cpuinfo.read_text().splitlines()
         flags = set(next(line for line in lines if line.startswith(("flags", "Features"))).split())
     except (OSError, StopIteration):
         pass
-    fast = [text for flag, text in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX-512")) if flag in flags]
+    known = (("amx_bf16", "AMX"), ("avx512_bf16", "AVX-512"), ("bf16", "NEON"))
+    return next((text for flag, text in known if flag in flags), "")
+
+
+def cpu() -> Finding:
+    """Cores that may be used, memory, and the instructions that make bf16 fast."""
+    fast = bf16_instructions()
     memory = f", {memory_bytes() / GIB:.0f} GiB memory" if memory_bytes() else ""
-    bf16 = f"bf16 by {fast[0]}" if fast else "no bf16 instructions"
+    bf16 = f"bf16 by {fast}" if fast else "no bf16 instructions"
     return Finding("cpu", "ok", f"{cores()} of {os.cpu_count()} cores{memory}, {bf16}")
 
 

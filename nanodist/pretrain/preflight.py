@@ -21,6 +21,7 @@ import nanodist
 from hpc import batch_norm
 from hpc.checkpoint.retention import step_of
 from hpc.collectives import Group
+from hpc.environment import bf16_instructions
 from hpc.errors import UserError
 from hpc.preemption import deadline_from_environment
 from hpc.preflight import (
@@ -228,6 +229,7 @@ def preflight(
     own = list(told.findings)
     if told.memory is not None:
         own += fits(told.memory.states, told.memory.activations, *memory_of(device, topology))
+    own += slow_precision(recipe, device)
     own += interface(topology, "nccl" if device.type == "cuda" else "gloo")
     own += shared_folder(path, world)
     own += agreement({**package_versions(), "code": code_hash()}, world, topology.host)
@@ -236,6 +238,22 @@ def preflight(
     if exchange is not None and told.size is not None:
         own += gradients(told.size, exchange, topology.world_size)
     return merged(own, world, topology.host)
+
+
+def slow_precision(recipe: PretrainRecipe, device: torch.device) -> list[Finding]:
+    """A warning where the device has no instructions for the recipe's precision, which is kept all the same."""
+    if recipe.train.precision != "bf16":
+        return []
+    fast = torch.cuda.is_bf16_supported(False) if device.type == "cuda" else bf16_instructions()
+    if fast:
+        return []
+    return [
+        Finding(
+            "warning",
+            f"train.precision is bf16, for which this {'GPU' if device.type == 'cuda' else 'CPU'} has no instructions: "
+            "the run is what it is elsewhere, and slow; train.precision=fp32 is faster here and another run",
+        )
+    ]
 
 
 def gradients(size: Size, exchange: Exchange, world_size: int) -> list[Finding]:

@@ -50,7 +50,7 @@ class Crops:
         (left, top), (right, bottom), halved = self._first[i], self._stop[i], self._halved[i]
         window = tile[top * halved : bottom * halved, left * halved : right * halved].to(torch.float32)
         if halved > 1:
-            window = torch.nn.functional.avg_pool2d(window[None], halved)[0]
+            window = _averaged(window, halved)
         if self._upright[i]:
             return self._lines.sample(window, i)
         torch.add(self._along[i], self._down[i], out=self._places)
@@ -59,6 +59,19 @@ class Crops:
         return torch.nn.functional.grid_sample(window[None, None], self._grid, "bilinear", padding, align_corners=True)[
             0, 0
         ]
+
+
+def _averaged(window: Tensor, times: int) -> Tensor:
+    """Means of squares of ``times`` x ``times`` pixels: sums of whole numbers, so that none is rounded.
+
+    Two by two, each a pass over whole rows and one over columns, takes half the time of ``avg_pool2d``.
+    """
+    factor = 1 / times**2
+    while times > 1:
+        window = window[::2] + window[1::2]
+        window = window[:, ::2] + window[:, 1::2]
+        times //= 2
+    return window.mul_(factor)
 
 
 class _Lines:

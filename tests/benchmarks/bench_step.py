@@ -133,19 +133,23 @@ def interleaved(ways: dict[str, Callable[[], None]], repeats: int) -> dict[str, 
     return medians
 
 
-def compare(store: Path, batch: int, repeats: int, workers: int, cache_mb: int) -> dict[str, Any]:
+def compare(
+    store: Path, batch: int, repeats: int, workers: int, cache_mb: int, precisions: tuple[str, ...]
+) -> dict[str, Any]:
     """The ratios of whole steps to the bare trunk, and of the trunk's precisions."""
     ways: dict[str, Callable[[], None]] = {"fp32 plain trunk": Bare(2 * batch, "fp32", False)}
-    for precision in ("bf16", "fp32"):
+    for precision in precisions:
         ways[f"{precision} trunk"] = Bare(2 * batch, precision, True)
         ways[f"{precision} step"] = Step(store, batch, precision, workers, cache_mb)
+    if "bf16" not in precisions:
+        del ways["fp32 plain trunk"]
     medians = interleaved(ways, repeats)
     result: dict[str, Any] = {"batch": batch, "images": 2 * batch, "repeats": repeats}
     for name, (processor, wall) in medians.items():
         rate = 2 * batch / processor
         print(f"{name:18s} {processor:7.3f} s of processor {wall:7.3f} s wall {rate:6.1f} images/s", flush=True)
         result[f"{name.replace(' ', '_')}_images_per_s"] = round(rate, 1)
-    for precision in ("bf16", "fp32"):
+    for precision in precisions:
         pairs = zip(medians[f"{precision} step"], medians[f"{precision} trunk"], strict=True)
         ratio, wall_ratio = (step / trunk for step, trunk in pairs)
         print(f"{precision}: whole step / bare trunk = {ratio:.3f} (limit {LIMIT}), wall {wall_ratio:.3f}")
@@ -153,7 +157,11 @@ def compare(store: Path, batch: int, repeats: int, workers: int, cache_mb: int) 
             round(ratio, 3),
             round(wall_ratio, 3),
         )
+    if "fp32 plain trunk" not in medians:
+        return result
     for kind, number in (("trunk", "fp32 plain trunk"), ("trunk_same_layout", "fp32 trunk")):
+        if number not in medians:
+            continue
         faster = [slow / fast for slow, fast in zip(medians[number], medians["bf16 trunk"], strict=True)]
         print(f"bf16 + channels_last against {number}: {faster[0]:.2f}x (bar {BF16_BAR}), wall {faster[1]:.2f}x")
         result[f"bf16_{kind}"], result[f"bf16_{kind}_wall"] = round(faster[0], 2), round(faster[1], 2)
@@ -183,6 +191,7 @@ def main() -> None:
     parser.add_argument(
         "--cache-mb", type=int, default=2048, help="Memory for decoded tiles, as shipped; 0 decodes each anew."
     )
+    parser.add_argument("--precisions", nargs="+", choices=["bf16", "fp32"], default=["bf16", "fp32"])
     parser.add_argument("--profile", choices=["fp32", "bf16"], help="Only show where the time goes.")
     options = parser.parse_args()
     batch, repeats = (16, 3) if options.quick else (options.batch, options.repeats)
@@ -195,7 +204,8 @@ def main() -> None:
             if options.profile:
                 profile(store, batch, options.profile)
                 return
-            result = compare(store, batch, repeats, options.workers, options.cache_mb)
+            precisions = tuple(options.precisions)
+            result = compare(store, batch, repeats, options.workers, options.cache_mb, precisions)
         finally:
             if dist.is_initialized():
                 dist.destroy_process_group()

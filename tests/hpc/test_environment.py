@@ -39,6 +39,18 @@ def test_this_machine_has_what_the_tests_run_on():
     assert f"{environment.cores()} of" in environment.cpu().value
 
 
+def test_instructions_for_bf16_are_read_from_the_cpu(tmp_path):
+    for line, fast in (
+        ("flags : fpu avx512f avx512_bf16 amx_bf16 amx_tile", "AMX"),
+        ("flags : fpu avx512f avx512_bf16", "AVX-512"),
+        ("Features : fp asimd bf16", "NEON"),
+        ("flags : fpu avx2", ""),
+    ):
+        (tmp_path / "cpuinfo").write_text(f"processor : 0\n{line}\n")
+        assert environment.bf16_instructions(tmp_path / "cpuinfo") == fast
+    assert environment.bf16_instructions(tmp_path / "none") == ""
+
+
 def test_an_old_torch_is_refused(monkeypatch):
     monkeypatch.setattr("torch.__version__", "2.7.1+cpu")
     found = environment.torch_version()

@@ -97,6 +97,15 @@ def test_tiles_of_several_sizes_are_an_error(tmp_path):
     assert "2 sizes (32 x 32, 48 x 48)" in errors(forecast(recipe(), mixed, 1, tmp_path).findings)[0]
 
 
+@pytest.mark.parametrize("fast", ["AMX", ""])
+def test_bf16_without_instructions_is_a_warning_and_stays_bf16(monkeypatch, fast):
+    monkeypatch.setattr(checks, "bf16_instructions", lambda: fast)
+    for precision in ("bf16", "fp32"):
+        recipe = load_recipe("simclr", [f"train.precision={precision}"])
+        said = checks.slow_precision(recipe, torch.device("cpu"))
+        assert [f.level for f in said] == (["warning"] if precision == "bf16" and not fast else [])
+
+
 def test_the_time_limit_counts_what_is_done_and_what_was_logged(store, tmp_path):
     wanted = recipe("train.steps=100", "guard.margin_s=100", f"run_dir={tmp_path / 'run'}")
     run = RunDir.prepare(tmp_path / "run", "", "f")
