@@ -17,7 +17,8 @@ import numpy.typing as npt
 from scipy.ndimage import map_coordinates, median_filter
 from scipy.signal import savgol_filter
 
-from nanodist.morphology.skeleton import FREE, Path
+from nanodist.morphology.skeleton import FREE
+from nanodist.morphology.tracing import Path
 
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]

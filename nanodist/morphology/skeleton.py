@@ -1,4 +1,4 @@
-"""The skeleton of a mask as a graph, cleaned of spurs, and the wires that run through its junctions.
+"""The skeleton of a mask as a graph, cleaned of spurs.
 
 Pixels are given as (row, column) indices. Two skeleton pixels are neighbours where they share a side, or a corner and
 no pixel that shares a side with both (mixed adjacency; A. Rosenfeld, *J. ACM* 17 (1970) 146), so that the corners of
@@ -8,7 +8,7 @@ a staircase are no junctions.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,14 +20,11 @@ from skimage.morphology import skeletonize
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
+Meetings = dict[int, list[tuple[int, int]]]
 
 FREE = -1
 # A spur reaches from the middle of a wire to its rim and little further.
 SPUR = 1.25
-# Two junctions belong to one crossing where the way between them is shorter than the crossing is wide.
-CROSSING = 2.0
-STRAIGHT_DEG = 40.0
-ALIKE = 1.8  # largest ratio of widths of two branches that may be one wire
 _TILE = 2048
 
 
@@ -50,20 +47,6 @@ class Graph:
     branches: dict[int, Branch] = field(default_factory=dict)
     centres: dict[int, Floats] = field(default_factory=dict)
     radii: dict[int, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Path:
-    """One wire on the skeleton: its pixels in order, what its two ends are, and the junctions that it passes.
-
-    ``ends`` are ``FREE`` or the number of the junction in which the wire ends; ``crossings`` holds (row, column,
-    radius) of each junction that it passes or ends in.
-    """
-
-    pixels: Ints
-    ends: tuple[int, int]
-    crossings: Floats
-    closed: bool
 
 
 def distance_to_background(mask: Mask) -> npt.NDArray[np.float32]:
@@ -174,7 +157,7 @@ def _ends(chain: list[int], links: sparse.csr_matrix, member: Ints) -> tuple[int
 
 def prune(graph: Graph) -> None:
     """Take out spurs, the shortest first, and join what then only passes through a junction."""
-    at = _incidence(graph)
+    at = incidence(graph)
     for junction in list(at):
         _join_if_passed(graph, at, junction)
     while True:
@@ -201,8 +184,9 @@ def prune(graph: Graph) -> None:
             _join_if_passed(graph, at, junction)
 
 
-def _incidence(graph: Graph) -> dict[int, list[tuple[int, int]]]:
-    at: dict[int, list[tuple[int, int]]] = defaultdict(list)
+def incidence(graph: Graph) -> Meetings:
+    """(branch, which end) of everything that meets in each junction."""
+    at: Meetings = defaultdict(list)
     for number, branch in graph.branches.items():
         for end in (0, 1):
             if branch.ends[end] != FREE:
@@ -242,119 +226,3 @@ def _join_if_passed(graph: Graph, at: dict[int, list[tuple[int, int]]], junction
 def _with_centre(branch: Branch, end: int, centre: Floats) -> Ints:
     point = np.rint(centre).astype(np.int64)[None]
     return np.concatenate([point, branch.pixels]) if end == 0 else np.concatenate([branch.pixels, point])
-
-
-def merge_crossings(graph: Graph) -> None:
-    """Make one junction of those that one crossing of wires broke into."""
-    parent = {j: j for j in graph.centres}
-
-    def root(j: int) -> int:
-        while parent[j] != j:
-            j = parent[j]
-        return j
-
-    weight = dict.fromkeys(graph.centres, 1)
-    short = sorted(
-        (branch.length(), number)
-        for number, branch in graph.branches.items()
-        if FREE not in branch.ends and branch.ends[0] != branch.ends[1]
-    )
-    for length, number in short:
-        a, b = (root(j) for j in graph.branches[number].ends)
-        if length > CROSSING * max(graph.radii[j] for j in graph.branches[number].ends):
-            continue
-        del graph.branches[number]
-        if a == b:
-            continue
-        total = weight[a] + weight[b]
-        graph.centres[a] = (weight[a] * graph.centres[a] + weight[b] * graph.centres[b]) / total
-        reach = float(np.hypot(*(graph.centres[a] - graph.centres[b])))
-        graph.radii[a] = max(graph.radii[a], graph.radii[b], reach)
-        weight[a], parent[b] = total, a
-    for branch in graph.branches.values():
-        branch.ends = (_root_or_free(branch.ends[0], root), _root_or_free(branch.ends[1], root))
-    for j in list(graph.centres):
-        if root(j) != j:
-            del graph.centres[j], graph.radii[j]
-
-
-def _root_or_free(junction: int, root: Callable[[int], int]) -> int:
-    return FREE if junction == FREE else root(junction)
-
-
-def _direction(graph: Graph, branch: Branch, end: int) -> Floats:
-    """Unit vector from a junction along a branch, taken outside of the junction's disc."""
-    junction = branch.ends[end]
-    points = branch.pixels if end == 0 else branch.pixels[::-1]
-    away = np.hypot(*(points - graph.centres[junction]).T)
-    radius = graph.radii[junction]
-    start = min(int(np.argmax(away >= radius)) if (away >= radius).any() else 0, max(0, len(points) - 2))
-    stop = min(len(points) - 1, start + max(8, round(2 * radius)))
-    step = (points[stop] - points[start]).astype(float)
-    if not step.any():
-        step = points[-1] - graph.centres[junction]
-    return np.asarray(step / max(float(np.hypot(*step)), 1e-9))
-
-
-def pairs_at(graph: Graph, junction: int, meeting: list[tuple[int, int]], widths: dict[int, float]) -> list[list[int]]:
-    """Which of the branches that meet continue each other, as pairs of positions in ``meeting``."""
-    if len(meeting) == 2:
-        return [[0, 1]] if meeting[0][0] != meeting[1][0] else []
-    directions = [_direction(graph, graph.branches[b], e) for b, e in meeting]
-    candidates = []
-    for i in range(len(meeting)):
-        for j in range(i):
-            a, b = widths[meeting[i][0]], widths[meeting[j][0]]
-            turn = float(np.degrees(np.arccos(np.clip(-directions[i] @ directions[j], -1, 1))))
-            if turn <= STRAIGHT_DEG and max(a, b) <= ALIKE * min(a, b) + 1 and meeting[i][0] != meeting[j][0]:
-                candidates.append((turn, j, i))
-    found: list[list[int]] = []
-    used: set[int] = set()
-    for _, i, j in sorted(candidates):
-        if i not in used and j not in used:
-            used |= {i, j}
-            found.append([i, j])
-    return found
-
-
-def paths(graph: Graph, distance: npt.NDArray[np.float32]) -> list[Path]:
-    """Wires: branches chained through the junctions that they pass straight."""
-    widths = {n: float(np.median(distance[b.pixels[:, 0], b.pixels[:, 1]])) for n, b in graph.branches.items()}
-    after: dict[tuple[int, int], tuple[int, int]] = {}
-    for junction, meeting in _incidence(graph).items():
-        for i, j in pairs_at(graph, junction, meeting, widths):
-            after[meeting[i]], after[meeting[j]] = meeting[j], meeting[i]
-    found: list[Path] = []
-    used: set[int] = set()
-    starts = [(n, e) for n in graph.branches for e in (0, 1) if (n, e) not in after]
-    for first in (*starts, *((n, 0) for n in graph.branches)):
-        if first[0] in used:
-            continue
-        found.append(_follow(graph, first, after, used))
-    return found
-
-
-def _follow(
-    graph: Graph, first: tuple[int, int], after: dict[tuple[int, int], tuple[int, int]], used: set[int]
-) -> Path:
-    pieces: list[Ints] = []
-    passed: list[int] = []
-    number, end = first
-    start = graph.branches[number].ends[end]
-    while True:
-        used.add(number)
-        branch = graph.branches[number]
-        pieces.append(branch.pixels if end == 0 else branch.pixels[::-1])
-        leave = (number, 1 - end)
-        stop = branch.ends[1 - end]
-        if leave not in after or after[leave][0] in used:
-            closed = leave in after and after[leave] == first and len(pieces) > 1
-            break
-        passed.append(stop)
-        number, end = after[leave]
-    pixels = np.concatenate(pieces)
-    if start == FREE == stop and len(pixels) > 8 and np.abs(pixels[0] - pixels[-1]).max() <= 2:
-        closed = True
-    touched = [*passed, *(j for j in (start, stop) if j != FREE)]
-    rows = [[*graph.centres[j], graph.radii[j]] for j in touched]
-    return Path(pixels, (start, stop), np.array(rows, float).reshape(-1, 3), closed)

@@ -12,7 +12,8 @@ import numpy.typing as npt
 from nanodist.morphology import border
 from nanodist.morphology.centre_line import BORDER, JUNCTION, NONE, CentreLine, Field, measure_path
 from nanodist.morphology.orientation import axis_deg, moment
-from nanodist.morphology.skeleton import Graph, distance_to_background, graph_of, merge_crossings, paths, prune
+from nanodist.morphology.skeleton import Graph, distance_to_background, graph_of, prune
+from nanodist.morphology.tracing import merge_crossings, paths
 
 Floats = npt.NDArray[np.float64]
 
@@ -50,7 +51,7 @@ def trace(field: Field, slender: float = SLENDER) -> Traced:
     distance = distance_to_background(field.mask)
     graph = graph_of(field.mask, distance)
     prune(graph)
-    merge_crossings(graph)
+    merge_crossings(graph, distance)
     origin = np.asarray(field.origin, float)
     found: list[tuple[dict[str, Any], Floats, Floats]] = []
     for path in paths(graph, distance):
