@@ -33,7 +33,8 @@ class Traffic:
 
     def count(self, length: int) -> None:
         """One read of ``length`` bytes."""
-        self.smallest_read = min(self.smallest_read, length) if self.reads else length
+        if length < self.smallest_read or not self.reads:
+            self.smallest_read = length
         self.reads += 1
         self.bytes_read += length
 
@@ -69,10 +70,11 @@ class FileReader:
     def read(self, shard: int, offset: int, size: int) -> memoryview:
         """See :meth:`Reader.read`."""
         buffer = self._buffer(size)
-        got = self._file(shard).read_into(buffer, offset)
+        file = self._files.get(shard) or self._file(shard)
+        got = file.read_into(buffer, offset)
         self.traffic.count(got)
         self.traffic.bytes_used += got
-        return buffer[:got]
+        return buffer if got == size else buffer[:got]
 
     def read_new(self, shard: int, offset: int, size: int) -> memoryview:
         """:meth:`read` into memory of its own, which stays valid; not counted as used."""
@@ -96,7 +98,7 @@ class FileReader:
         found: memoryview | None = getattr(self._local, "buffer", None)
         if found is None or len(found) < size:
             found = self._local.buffer = memoryview(bytearray(max(size, 1 << 16)))
-        return found[:size]
+        return found if len(found) == size else found[:size]
 
     def _file(self, shard: int) -> _File:
         with self._lock:
@@ -105,7 +107,6 @@ class FileReader:
                 file = self._files[shard] = _File(self.paths[shard])
                 if len(self._files) > _OPEN_FILES:
                     self._files.popitem(last=False)  # closes once no thread reads from it
-            self._files.move_to_end(shard)
             return file
 
 
@@ -116,8 +117,8 @@ class _File:
 
     def read_into(self, buffer: memoryview, offset: int) -> int:
         """Fill ``buffer`` from ``offset`` on; gives how many bytes there were."""
-        done = 0
-        while done < len(buffer):
+        done = self._read_once(buffer, offset)
+        while 0 < done < len(buffer):
             part = self._read_once(buffer[done:], offset + done)
             if not part:
                 break
@@ -252,8 +253,9 @@ def find_blocks(columns: dict[str, npt.NDArray[Any]]) -> Blocks | None:
     same = shard[1:] == shard[:-1]
     if (shard[1:] < shard[:-1]).any() or (offset[1:][same] < end[:-1][same]).any():
         return None
-    _, first, inverse = np.unique(shard, return_index=True, return_inverse=True)
+    first = np.flatnonzero(np.append(True, ~same))  # of each shard
     last = np.append(first[1:], len(shard)) - 1
+    inverse = np.repeat(np.arange(len(first)), last - first + 1)
     place = offset - offset[first][inverse]
     # A cut may come as much as one sample (with its JSON) too late, or too early.
     strides = (offset[1:] - offset[:-1])[same]

@@ -35,7 +35,7 @@ class DataConfig:
     split: Literal["all", "train", "test"] = option("all", "Take only one part of the store's groups.")
     test_share: float = option(0.3, "With split: share of each label's groups that is held out.", low=0.0, high=1.0)
     window_mb: int = option(
-        1024,
+        768,
         "Stores of more MiB are shuffled in blocks within such a window, and not all at once; 0: always all.",
         low=0,
     )
@@ -47,7 +47,7 @@ class DataConfig:
         "image", "What two views show: one tile, or two tiles of one group (micrograph), which then are no negatives."
     )
     cache_mb: int = option(
-        192, "Memory a rank for decoded tiles (a store that fits is decoded once), or for blocks.", low=0, how=True
+        128, "Memory a rank for decoded tiles (a store that fits is decoded once), or for blocks.", low=0, how=True
     )
     workers: int | None = option(
         None,

@@ -111,7 +111,8 @@ class Loader:
         decoded = len(store) * self._tile[0] * self._tile[1] * store.dtype.itemsize
         cached = (cache_mb << 20) if not self.in_blocks else 0
         self._cache: dict[int, npt.NDArray[Any]] = {}
-        self._cached_most = cached * len(store) // decoded
+        # Of a store that is much larger, what lies in the cache would hardly ever be asked for.
+        self._cached_most = cached * len(store) // decoded if decoded <= 4 * cached else 0
         costly = store.costs_decoding and (workers is not None or decoded > cached)
         cores, ahead = own_cores(ranks_here), self.read_ahead
         self._pinned = allocate

@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +58,11 @@ class Manifest:
     provenance: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
 
-    @property
+    @cached_property
     def content_hash(self) -> str:
         """SHA-256 over all but the provenance: two stores of the same hash hold the same samples, byte for byte."""
-        content = {k: v for k, v in asdict(self).items() if k != "provenance"}
+        content = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "provenance"}
+        content["shards"] = [vars(shard) for shard in self.shards]  # asdict would copy all of it
         canonical = json.dumps(content, sort_keys=True, allow_nan=False)
         return hashlib.sha256(canonical.encode()).hexdigest()
 

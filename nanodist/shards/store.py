@@ -128,6 +128,8 @@ class Store:
     def tile_sizes(self) -> list[tuple[int, int]]:
         """The (height, width) that there are, each once."""
         c = self.samples.columns
+        if len(self) and all(c[name].min() == c[name].max() for name in ("height", "width")):
+            return [(int(c["height"][0]), int(c["width"][0]))]
         both = np.unique(c["height"].astype(np.int64) << 32 | c["width"])
         return [(int(value) >> 32, int(value) & 0xFFFFFFFF) for value in both]
 

@@ -34,7 +34,7 @@ class Job:
 
     images: npt.NDArray[Any]
     futures: list[Future[list[Fault]]] = field(default_factory=list)
-    parts: int = 0
+    waiting: list[int] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
 
 
@@ -145,14 +145,14 @@ class Processes:
             with contextlib.suppress(BrokenPipeError):  # said when its answer lacks
                 worker.stdin.write(b"".join(value.to_bytes(4, "little") for value in (slot, start, stop)))
                 worker.stdin.flush()
-            job.parts += 1
+            job.waiting.append(len(job.waiting))
         return job
 
     def finish(self, job: Job) -> list[Fault]:
         """See :meth:`Team.finish`."""
-        for worker in self._workers[: job.parts]:
+        while job.waiting:  # each is asked once, also where one of them is gone
+            worker = self._workers[job.waiting.pop(0)]
             job.faults += [(int(place), str(fault)) for place, fault in json.loads(_line(worker))]
-        job.parts = 0
         return job.faults
 
     def close(self) -> None:
