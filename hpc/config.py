@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
 import types
@@ -43,6 +44,12 @@ def section(cls: type, *, how: bool = False) -> Any:
     return dataclasses.field(default_factory=cls, metadata={"how": how})
 
 
+@functools.cache
+def _hints(cls: Any) -> dict[str, Any]:
+    """Types of fields; resolving them takes longer than all the rest of a section."""
+    return get_type_hints(cls)
+
+
 def build(cls: type[C], values: Mapping[str, Any], where: str = "") -> C:
     """Make a ``cls`` from nested mappings, checking every key, type and bound.
 
@@ -56,7 +63,7 @@ def build(cls: type[C], values: Mapping[str, Any], where: str = "") -> C:
     if not isinstance(values, Mapping):
         raise UserError(f"recipe section '{where or 'top level'}' must be a mapping, not {values!r}")
     values = _reported(where, getattr(cls, "expand", dict), values)
-    hints = get_type_hints(cls)
+    hints = _hints(cls)  # type: ignore[arg-type]
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     prefix = f"{where}." if where else ""
     for name in values:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc import config
-from hpc.config import apply_overrides, build, option, parse_yaml
+from hpc.config import option, parse_yaml
 from hpc.errors import UserError
 
 Row = dict[str, Any]
@@ -56,6 +56,11 @@ class ProbeRecipe:
     baselines: str = option("none", "Which of random,texture to measure beside it.")
     seed: int = option(0, "Seed of splits, label draws and resamples.", low=0)
 
+    def check(self) -> None:
+        """Raise ``ValueError`` where there is nothing to probe."""
+        if not self.encoder or not self.store:
+            raise ValueError("a probe needs encoder and store")
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -63,7 +68,7 @@ class Kind:
 
     Attributes:
         name: of the command.
-        load: the recipe of a source (a file or a packaged name) and overrides.
+        parts: the class of the recipe, and the values of a source (a file or a packaged name).
         keys: short names of keys, beside the last parts of dotted keys that only one key has.
         identity: twelve hex digits of a recipe, as the run itself has them.
         arguments: the command line of a recipe (and the source and overrides that it is from) and a run directory.
@@ -72,7 +77,7 @@ class Kind:
     """
 
     name: str
-    load: Callable[[str, Sequence[str]], Any]
+    parts: Callable[[str], tuple[type, Mapping[str, Any]]]
     identity: Callable[[Any, Inputs], str]
     arguments: Callable[[Any, str, Sequence[str], str], list[str]]
     rows: Callable[[Path], list[Row]]
@@ -102,30 +107,27 @@ def _by_recipe(name: str) -> Callable[[Any, str, Sequence[str], str], list[str]]
     return lambda recipe, source, overrides, run_dir: [name, source, *overrides, f"run_dir={json.dumps(run_dir)}"]
 
 
-def _load_pretrain(source: str, overrides: Sequence[str]) -> Any:
-    from nanodist.pretrain.recipe import load_recipe
+def _pretrain_parts(source: str) -> tuple[type, Mapping[str, Any]]:
+    from nanodist import recipes
+    from nanodist.pretrain.recipe import PretrainRecipe
 
-    return load_recipe(source, [*overrides])
-
-
-def _load_finetune(source: str, overrides: Sequence[str]) -> Any:
-    from nanodist.downstream.finetune.recipe import load_recipe
-
-    return load_recipe(source, [*overrides])
+    return PretrainRecipe, parse_yaml(recipes.text("pretrain", source), f"recipe {source}")
 
 
-def _load_probe(source: str, overrides: Sequence[str]) -> ProbeRecipe:
-    values = {}
-    if source:
-        try:
-            values = parse_yaml(Path(source).read_text(), f"recipe {source}")
-        except OSError as error:
-            raise UserError(f"recipe {source} cannot be read: {error.strerror or error}") from None
-    recipe = build(ProbeRecipe, apply_overrides(values, overrides))
-    for name in ("encoder", "store"):
-        if not getattr(recipe, name):
-            raise UserError(f"sweep: a probe needs '{name}'")
-    return recipe
+def _finetune_parts(source: str) -> tuple[type, Mapping[str, Any]]:
+    from nanodist import recipes
+    from nanodist.downstream.finetune.recipe import FinetuneRecipe
+
+    return FinetuneRecipe, parse_yaml(recipes.text("finetune", source), f"recipe {source}")
+
+
+def _probe_parts(source: str) -> tuple[type, Mapping[str, Any]]:
+    if not source:
+        return ProbeRecipe, {}
+    try:
+        return ProbeRecipe, parse_yaml(Path(source).read_text(), f"recipe {source}")
+    except OSError as error:
+        raise UserError(f"recipe {source} cannot be read: {error.strerror or error}") from None
 
 
 def _pretrain_identity(recipe: Any, inputs: Inputs) -> str:
@@ -182,7 +184,7 @@ KINDS = {
     for kind in (
         Kind(
             "pretrain",
-            _load_pretrain,
+            _pretrain_parts,
             _pretrain_identity,
             _by_recipe("pretrain"),
             _last_metrics,
@@ -190,13 +192,13 @@ KINDS = {
         ),
         Kind(
             "finetune",
-            _load_finetune,
+            _finetune_parts,
             _finetune_identity,
             _by_recipe("finetune"),
             _scores,
             {"store": "data.store", "encoder": "encoder.source"},
         ),
-        Kind("probe", _load_probe, _probe_identity, _probe_arguments, _scores),
+        Kind("probe", _probe_parts, _probe_identity, _probe_arguments, _scores),
     )
 }
 

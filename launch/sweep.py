@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from hpc import atomic, config
 from hpc.config import parse_yaml
 from hpc.errors import UserError
 from launch import grid as grids
 from launch.kinds import Inputs, Kind, kind_of
+from launch.reader import Reader
 from launch.records import Job, Record, SweepFolder
 from launch.resources import SlurmResources
 
@@ -91,6 +93,7 @@ class Sweep:
         self.points = grids.points(grid, zip, list, random, where)
         self.folder = SweepFolder(Path(folder) / name)
         self._jobs: Sequence[Job] | None = None
+        self._read: Reader | None = None
         self._inputs = Inputs()
 
     @classmethod
@@ -117,13 +120,24 @@ class Sweep:
             UserError: a recipe that cannot be, a store or an encoder that is not there; the point is named.
         """
         if self._jobs is None:
-            known = config.flatten(config.to_dict(self.kind.load(self.recipe, self._shared({}))))
+            known = self._known()
             found: dict[str, Job] = {}
             for point in self.points:
                 job = self._job(point, known)
                 found.setdefault(job.fingerprint, job)
             self._jobs = [*found.values()]
         return self._jobs
+
+    def _known(self) -> Mapping[str, Any]:
+        """All keys of a recipe of the kind, by their dotted names."""
+        cls, _ = self.kind.parts(self.recipe)
+        return _keys(cls)
+
+    @property
+    def _reader(self) -> Reader:
+        if self._read is None:
+            self._read = Reader(*self.kind.parts(self.recipe))
+        return self._read
 
     def _shared(self, known: Mapping[str, Any]) -> list[str]:
         if isinstance(self.shared, Mapping):
@@ -134,7 +148,7 @@ class Sweep:
         own = [f"{self.kind.key(name, known)}={_text(value)}" for name, value in point.items()]
         overrides = [*self._shared(known), *own]
         try:
-            recipe = self.kind.load(self.recipe, overrides)
+            recipe = self._reader.read(overrides)
             fingerprint = self.kind.identity(recipe, self._inputs)
         except UserError as error:
             said = ", ".join(f"{name}={value}" for name, value in point.items())
@@ -179,7 +193,7 @@ class Sweep:
         overrides = [text for text in job.arguments if "=" in text and not text.startswith("-")]
         if self.kind.name == "probe":
             return "nanodist " + " ".join(job.arguments)
-        return config.to_yaml(self.kind.load(self.recipe, overrides))
+        return config.to_yaml(self._reader.read(overrides))
 
     def submit(
         self,
@@ -274,6 +288,16 @@ class Sweep:
         from launch.collect import collect
 
         return collect(self.folder, self.jobs(), self.kind)
+
+
+def _keys(cls: Any, prefix: str = "") -> dict[str, None]:
+    """The dotted keys of a class of recipes, without its sections themselves."""
+    found: dict[str, None] = {}
+    hints = get_type_hints(cls)
+    for one in dataclasses.fields(cls):
+        inner = hints[one.name]
+        found |= _keys(inner, f"{prefix}{one.name}.") if dataclasses.is_dataclass(inner) else {prefix + one.name: None}
+    return found
 
 
 def _text(value: Any) -> str:

@@ -6,7 +6,6 @@ import pickle
 
 import pytest
 
-from hpc import config
 from hpc.errors import UserError
 from launch import SlurmResources, Sweep, worker
 from launch.__main__ import main
@@ -53,6 +52,29 @@ def test_a_job_has_the_fingerprint_of_its_run(store):
     assert recipe.run_dir.endswith(f"sweeps/labels/runs/{job.fingerprint}")
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["seed=3", "data.store=x", "train.steps=7"],
+        ["views.preset=tem", "views.zooms=[1.0, 2.0]"],
+        ["optimizer={lr: 1}"],
+    ],
+)
+def test_recipes_that_are_read_fast_are_the_same(overrides):
+    from nanodist.downstream.finetune.recipe import load_recipe
+
+    sweep = Sweep("finetune", "virus-finetune")
+    for _ in range(2):
+        assert sweep._reader.read(overrides) == load_recipe("virus-finetune", overrides)
+    for wrong in (["data.stor=x"], ["data=3"], ["sed=1"], ["train.steps=no"], ["seed.x=1"]):
+        with pytest.raises(UserError) as fast:
+            sweep._reader.read([*overrides, *wrong])
+        with pytest.raises(UserError) as slow:
+            load_recipe("virus-finetune", [*overrides, *wrong])
+        assert str(fast.value) == str(slow.value)
+
+
 def test_a_pretraining_has_the_fingerprint_of_its_run(store):
     from nanodist.pretrain.recipe import load_recipe
     from nanodist.pretrain.run import identity
@@ -92,9 +114,8 @@ def test_values_keep_their_type_and_cannot_run_a_command(store, tmp_path):
     sweep = Sweep("pretrain", "simclr", grid={"tracking.name": odd, "seed": [1]}, overrides={"store": store})
     from nanodist.pretrain.recipe import load_recipe
 
-    known = config.flatten(config.to_dict(load_recipe("simclr", [])))
-    names = [load_recipe("simclr", sweep._job(point, known).arguments[2:]).tracking.name for point in sweep.points]
-    assert names == odd
+    recipes = [load_recipe("simclr", sweep._job(point, sweep._known()).arguments[2:]) for point in sweep.points]
+    assert [recipe.tracking.name for recipe in recipes] == odd
     assert not (tmp_path / "owned").exists()
 
 

@@ -1,6 +1,6 @@
 """Breaks trainings on a real Slurm cluster in every way that clusters do, and checks what is promised about it.
 
-    python -m tests.slurm.chaos [train|preempt|kill|memory|disk|bits|elastic|all] [--count N] [--seed S] [--out DIR]
+    python -m tests.slurm.chaos [SCENARIO|all] [--count N] [--seed S] [--out DIR]
 
 Prints markdown tables; the exit code is not 0 where a promise is broken. Wants what ``python -m tests.slurm.cluster``
 wants, and real micrographs (NANODIST_DATA). Runs and logs stay in DIR, if one is given, and nothing else does.
@@ -18,12 +18,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.slurm import chaos_checks as checks
-from tests.slurm import chaos_disk, chaos_kill, chaos_local, chaos_preempt
+from tests.slurm import chaos_disk, chaos_kill, chaos_local, chaos_preempt, chaos_submitit, chaos_sweep
 from tests.slurm.chaos_checks import Row
 from tests.slurm.chaos_run import Run, nanodist, prepare, undisturbed
 from tests.slurm.cluster import SWITCH, Cluster, ClusterError
 
-SCENARIOS = ("train", "preempt", "kill", "memory", "disk", "bits", "elastic")
+SCENARIOS = ("train", "preempt", "kill", "memory", "disk", "bits", "elastic", "submitit", "sweep")
 Table = list[tuple[str, ...]]
 TWO_NODES = chaos_preempt.SIZE
 # Slurm takes at most MIN x --ntasks-per-node nodes, so none is given: one task a node.
@@ -135,6 +135,21 @@ def bits(out: Path, count: int, seed: int) -> tuple[list[Row], list[Table]]:
 def elastic(out: Path, count: int, seed: int) -> tuple[list[Row], list[Table]]:
     """Saved on 4 ranks with ZeRO 2, continued on others."""
     return chaos_local.elastic(out), []
+
+
+def submitit(out: Path, count: int, seed: int) -> tuple[list[Row], list[Table]]:
+    """A training by ``launch submit``, ended in every way."""
+    steps = "train.steps=80"
+    with cluster_for(out) as cluster, undisturbed(cluster, out, "by-hand", steps) as (reference, finish):
+        finish()
+        run = chaos_submitit.Submitted(cluster, out, "submitted", steps, "tracking.mode=offline")
+        return chaos_submitit.submitit(run, reference), []
+
+
+def sweep(out: Path, count: int, seed: int) -> tuple[list[Row], list[Table]]:
+    """A sweep of 60 small fine-tunings."""
+    with cluster_for(out) as cluster:
+        return chaos_sweep.sweep(cluster, out), []
 
 
 def show(name: str, rows: Sequence[Row], tables: Sequence[Table]) -> bool:

@@ -98,7 +98,10 @@ def submitit(run: Submitted, reference: Run, kinds: tuple[str, ...] = KINDS, eve
     lost = len(run.logged_steps()) - len(set(run.logged_steps()))
     kept_alive = all(kind in ("signal", "priority", "time limit") for kind in kinds)
     results = sorted(path.name for path in (run.out / run.folder).glob("*_result.pkl"))
+    tracked = [path.name.rpartition("-")[2] for path in run.path.glob("wandb/offline-run-*")]
+    one_run = [Row("one W&B run over all starts", f"{len(tracked)} starts, ids {set(tracked)}", len(set(tracked)) == 1)]
     return [
+        *(one_run if tracked else []),
         checks.resumed_by_itself(run, events),
         checks.same_curve(run, reference),
         checks.whole_checkpoints(run),
