@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure, write, and say what was found; 2 where files that look like images could not be measured."""
+    """Measure, write, and say what was found; 1 where files that look like images could not be measured."""
     from hpc.errors import UserError
     from nanodist.morphology import Options
     from nanodist.morphology.run import Request, measure_files
@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
             f"nanodist measure: {len(failed)} of {len(images) + len(failed)} files failed (skipped.csv)",
             file=sys.stderr,
         )
-    return 2 if failed else 0
+    return 1 if failed else 0
 
 
 def report(out: Path, images: list[dict[str, Any]]) -> str:

@@ -123,7 +123,8 @@ def measure(
     image["s2_correlation_length"], image["s2_spacing"] = seen.correlation_length, seen.spacing
     image["interface_density"] = seen.interface
     for row, members in zip(rows, found.by_object, strict=True):
-        _summarise_wires(row, [found.rows[i] for i in members])
+        if chosen.shape != "particles":
+            _summarise_wires(row, [found.rows[i] for i in members])
     return Measurement(
         pixel_size_nm,
         _named({"pixel_size_nm": pixel_size_nm, **convert(image, pixel_size_nm)}),
@@ -285,13 +286,6 @@ def _image(union: Mask, rows: Rows, found: _Wires, options: Options, fields: _Fi
     spans = percolation(union, options.percolation_reach_px)
     weights = [row["border_weight"] for row in rows]
     diameters = [row["equivalent_diameter"] for row in rows]
-    lengths = [row["contour_length"] for row in found.rows]
-    total = float(np.sum(lengths)) if lengths else 0.0
-    turns = [row["turn"] for row in found.rows]
-    bend = persistence_length(found.lines, _shortest(found.rows), options.model, options.seed)
-    name = f"persistence_length_{options.model}"
-    known = np.concatenate(found.widths) if found.widths else np.zeros(0)
-    known = known[np.isfinite(known)]
     return {
         "height_px": height,
         "width_px": width,
@@ -303,15 +297,34 @@ def _image(union: Mask, rows: Rows, found: _Wires, options: Options, fields: _Fi
         "objects_left_out": sum(box is not None for box in fields.boxes) - len(rows),
         "object_density": sum(weights) / union.size,
         **sizes("equivalent_diameter", diameters, weights, [d**3 for d in diameters]),
+        **({} if options.shape == "particles" else _of_wires(found, union.size, options)),
+        **domains.chord_summary(union),
+        "spans_left_right": spans.left_right,
+        "spans_top_bottom": spans.top_bottom,
+        "percolates": spans.both,
+        "largest_cluster_share": spans.largest_share,
+    }
+
+
+def _of_wires(found: _Wires, pixels: int, options: Options) -> dict[str, Any]:
+    """What an image's row says of its wires."""
+    lengths = [row["contour_length"] for row in found.rows]
+    total = float(np.sum(lengths)) if lengths else 0.0
+    turns = [row["turn"] for row in found.rows]
+    bend = persistence_length(found.lines, _shortest(found.rows), options.model, options.seed)
+    name = f"persistence_length_{options.model}"
+    known = np.concatenate(found.widths) if found.widths else np.zeros(0)
+    known = known[np.isfinite(known)]
+    return {
         "wires": len(found.rows),
         "wires_border_cut": sum(row["border_cut"] for row in found.rows),
         **_wire_sizes(found.rows),
         "width_length_mean": float(known.mean()) if len(known) else float("nan"),
         "width_length_sd": float(known.std()) if len(known) else float("nan"),
-        "wire_length_density": total / union.size,
+        "wire_length_density": total / pixels,
         "branch_points": found.branch_points,
         "crossings": found.crossings,
-        "branch_point_density": (found.branch_points + found.crossings) / union.size,
+        "branch_point_density": (found.branch_points + found.crossings) / pixels,
         "order_parameter": order_parameter(turns, total),
         "director_deg": axis_deg(sum(turns)) if turns else float("nan"),
         "bundle_size_mean": float(np.mean([r["bundle_size"] for r in found.rows])) if found.rows else float("nan"),
@@ -319,11 +332,6 @@ def _image(union: Mask, rows: Rows, found: _Wires, options: Options, fields: _Fi
         f"{name}_low": bend.low,
         f"{name}_high": bend.high,
         f"{name}_note": bend.why,
-        **domains.chord_summary(union),
-        "spans_left_right": spans.left_right,
-        "spans_top_bottom": spans.top_bottom,
-        "percolates": spans.both,
-        "largest_cluster_share": spans.largest_share,
     }
 
 

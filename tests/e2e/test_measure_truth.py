@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from tests.e2e.measure_truth import Checked, Wire, holds, percolates, report, run
+import pytest
+
+from tests.e2e.measure_truth import OBJECTS, Checked, Wire, check_objects, holds, percolates, report, run
 
 
 def test_masks_give_back_the_true_widths_lengths_and_percolation(capsys):
@@ -12,6 +14,14 @@ def test_masks_give_back_the_true_widths_lengths_and_percolation(capsys):
     assert found["percolation_agreement"] == 1.0
     assert found["failures"]["whole"] == 0
     assert "12 of 12 micrographs agree" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("label", OBJECTS)
+def test_masks_give_back_the_true_sizes_of_particles(label):
+    pairs = check_objects(1, (label, 1))
+    assert len(pairs) >= 9
+    for _, quantity, seen, true in pairs:
+        assert seen == pytest.approx(true, rel=0.02, abs=0.5 if quantity == "equivalent_diameter" else 1.5)
 
 
 def test_bars_and_failures_see_what_is_wrong(capsys):
