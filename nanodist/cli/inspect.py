@@ -27,13 +27,15 @@ def run(args: argparse.Namespace) -> int:
     from nanodist.shards.sheet import contact_sheet
 
     store = Store.open(args.store)
-    for name, value in _rows(store):
-        print(f"{name:<22}{value}")
+    rows = list(_rows(store))
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        print(f"{name:<{width}} {value}")
     if args.sheet is not None:
         if args.count < 1 or args.sheet.suffix.lower() != ".png":
             raise UserError("--sheet must name a .png file and --count be at least 1")
         contact_sheet(store, args.sheet, args.count)
-        print(f"{'contact sheet':<22}{args.sheet}")
+        print(f"{'contact sheet':<{width}} {args.sheet}")
     return 0
 
 

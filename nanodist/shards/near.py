@@ -1,9 +1,9 @@
 """Near duplicates: micrographs that show the same, told by a perceptual hash, so that no split parts them.
 
 The hash is that of Zauner (2010), "Implementation and benchmarking of perceptual image hash functions", with 255 bits:
-which of the lowest 16 x 16 coefficients of a micrograph's cosine transform lie above their median. JPEG, noise,
-brightness, contrast and gamma, half the size, and a shift or crop of 1 % change up to 48 of the bits, unrelated
-micrographs differ in 66 and more (docs/your-own-data.md). Turned and mirrored copies are not found.
+which of the lowest 16 x 16 coefficients of a micrograph's cosine transform lie above their median. The limit lies
+between what JPEG, noise, brightness, contrast, gamma, half the size and a shift or crop by 1 % change and what unrelated
+micrographs differ in (``python -m tests.e2e.packing_rules``). Turned and mirrored copies are not found.
 """
 
 from __future__ import annotations

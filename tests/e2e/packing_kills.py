@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from PIL import Image
 
 from tests.nanodist.packing import ROOT, clean_environment, command, finish, micrographs, start_ranks, tree
 
+_LONGEST_S = 900.0
 OPTIONS = ["--tile", "32", "--shard-mb", "0.2", "--labels", "folder", "--skip-bad", "--bars", "cut"]
 
 
@@ -46,11 +48,16 @@ def check(folder: Path, kills: int, files: int, seed: int, sizes: list[int]) -> 
     """Pack, kill and compare in ``folder``; gives counts, of which ``different`` must be 0."""
     source = collection(folder / "source", files)
     first = folder / "first"
+    processes = start_ranks(1, source, "--out", first, *OPTIONS)
+    until(lambda: at_work(first))
     began = time.monotonic()
-    one(source, first)
+    if any(finish(processes, _LONGEST_S)[0]):
+        raise RuntimeError("packing failed without any kill")
     seconds = time.monotonic() - began
     whole = tree(first)
-    print(f"one process: {len(whole)} files, {sum(map(len, whole.values()))} bytes in {seconds:.1f} s", flush=True)
+    print(
+        f"one process: {len(whole)} files, {sum(map(len, whole.values()))} bytes, {seconds:.1f} s at work", flush=True
+    )
     different = 0
     for size in sizes:
         out = folder / f"mpi-{size}"
@@ -62,11 +69,13 @@ def check(folder: Path, kills: int, files: int, seed: int, sizes: list[int]) -> 
     rng = random.Random(seed)
     stages: Counter[str] = Counter()
     for number in range(kills):
-        moment = seconds * (number + rng.random()) / kills
+        # One in ten before it has begun to write.
+        moment = -1.0 if number % 10 == 9 else seconds * (number + rng.random()) / kills
         stage, fault = killed(source, folder / f"killed-{number}", whole, moment, rng)
         stages[stage] += 1
         different += fault is not None
-        print(f"killed after {moment:.2f} s, {stage}: {fault or 'ends in the same bytes'}", flush=True)
+        when = f"after {moment:.2f} s" if moment >= 0 else "before it writes"
+        print(f"killed {when}, {stage}: {fault or 'ends in the same bytes'}", flush=True)
     return {"kills": kills, "mpiexec": sizes, "stages": dict(stages), "different": different}
 
 
@@ -80,20 +89,33 @@ def collection(folder: Path, files: int) -> Path:
     return folder
 
 
-def one(source: Path, out: Path) -> None:
-    """Pack with one process, to the end."""
-    line = command(source, "--out", out, *OPTIONS)
-    subprocess.run(line, env=clean_environment(), cwd=ROOT, check=True, capture_output=True)
+def at_work(out: Path) -> bool:
+    """Whether a packing to ``out`` has begun to write, or is done."""
+    return out.exists() or out.with_name(f".{out.name}.packing").exists()
+
+
+def until(happened: Callable[[], bool]) -> None:
+    """Wait for something that is to happen."""
+    deadline = time.monotonic() + _LONGEST_S
+    while not happened() and time.monotonic() < deadline:
+        time.sleep(0.002)
 
 
 def killed(
     source: Path, out: Path, whole: dict[str, bytes], moment: float, rng: random.Random
 ) -> tuple[str, str | None]:
-    """Start, kill after ``moment`` seconds, start again; gives how far it had come, and what was wrong, if anything."""
+    """Start, kill ``moment`` seconds after it began to write (while it starts, if negative), and start again.
+
+    Gives how far it had come, and what was wrong, if anything.
+    """
     arguments = [source, "--out", out, *OPTIONS]
-    alone = rng.random() < 0.5
+    alone = rng.random() < 0.7
     processes = start_ranks(1 if alone else 2, *arguments, *(["--workers", "2"] if alone else []))
-    time.sleep(moment)
+    if moment < 0:
+        time.sleep(2 * rng.random())
+    else:
+        until(lambda: at_work(out))
+        time.sleep(moment)
     victims = processes if alone or rng.random() < 0.5 else [rng.choice(processes)]
     for process in victims:
         process.kill()
@@ -103,10 +125,10 @@ def killed(
         time.sleep(0.05)
     for process in processes:
         process.kill()
-    finish(processes)
+    finish(processes, _LONGEST_S)
     stage, fault = found(out, whole)
     if stage != "done":
-        codes, _, err = finish(start_ranks(rng.choice((1, 2)), *arguments))
+        codes, _, err = finish(start_ranks(rng.choice((1, 1, 2)), *arguments), _LONGEST_S)
         if any(codes):
             return stage, f"started again, it failed: {err.strip()}"
     if fault is None and tree(out) != whole:

@@ -79,8 +79,8 @@ def start_ranks(size: int, *arguments: object) -> list[subprocess.Popen[str]]:
     ]
 
 
-def finish(processes: list[subprocess.Popen[str]]) -> tuple[list[int], str, str]:
+def finish(processes: list[subprocess.Popen[str]], timeout_s: float = 120.0) -> tuple[list[int], str, str]:
     """Exit codes, and what all said on standard output and standard error."""
-    said = [process.communicate(timeout=120) for process in processes]
+    said = [process.communicate(timeout=timeout_s) for process in processes]
     codes = [process.returncode for process in processes]
     return codes, "".join(out for out, _ in said), "".join(err for _, err in said)

@@ -13,7 +13,11 @@ from scipy.ndimage import gaussian_filter
 
 from nanodist.cli import main
 from nanodist.shards import PackOptions, Part, Store, pack, verify
+from nanodist.shards.assemble import _regrouped
+from nanodist.shards.merge import _growth
 from nanodist.shards.near import NEAR_BITS, find_near, near_pairs, perceptual_hash
+from nanodist.shards.pieces import json_bytes
+from nanodist.shards.tar import member
 
 SMALL = PackOptions(tile=48, shard_mb=0.02)
 
@@ -126,6 +130,20 @@ def test_one_group_in_the_index_and_in_the_shards(folder, tmp_path, capsys):
     assert store.manifest.statistics["near_duplicates"]["a/scene0.png"] == [long]
     kept = pack([folder], tmp_path / "keep", PackOptions(tile=48, near_duplicates="keep"))
     assert len(set(group_of(kept).values())) == 11 and "perceptual_hash" not in next(iter(in_shards(kept).values()))
+
+
+def test_the_planned_length_is_that_of_the_json_with_another_group():
+    """For every length of the JSON within two blocks: the offsets of all samples that follow hang on it."""
+    for length in range(1, 1100, 7):
+        old = "ö" * (length // 2) + "x" * (length % 2)
+        for new in ("g", 'with "quotes"', "y" * 600):
+            text = json_bytes({"key": "k", "group": old, "label": None})
+            members = member("k.tif", b"pixels") + member("k.json", text)
+            moved = _regrouped(members, len(text), new)
+            assert len(moved) == len(members) + _growth(len(text), old, new)
+            with tarfile.open(fileobj=io.BytesIO(moved + bytes(1024))) as tar:
+                assert tar.extractfile("k.tif").read() == b"pixels"
+                assert json.load(tar.extractfile("k.json")) == {"key": "k", "group": new, "label": None}
 
 
 def test_dropping_them_is_said(folder, tmp_path):
