@@ -2,8 +2,8 @@
 
 The hash is that of Zauner (2010), "Implementation and benchmarking of perceptual image hash functions", with 255 bits:
 which of the lowest 16 x 16 coefficients of a micrograph's cosine transform lie above their median. The limit lies
-between what JPEG, noise, brightness, contrast, gamma, half the size and a shift or crop by 1 % change and what unrelated
-micrographs differ in (``python -m tests.e2e.packing_rules``). Turned and mirrored copies are not found.
+between what JPEG, noise, brightness, contrast, gamma, half the size and a shift or crop by 1 % change and what
+unrelated micrographs differ in (``python -m tests.e2e.packing_rules``). Turned and mirrored copies are not found.
 """
 
 from __future__ import annotations
