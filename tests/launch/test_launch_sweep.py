@@ -1,8 +1,8 @@
 """Sweeps over real recipes: identities, what is missing, quoting, tables."""
 
+import contextlib
 import json
 import os
-import pickle
 
 import pytest
 
@@ -192,18 +192,39 @@ def test_a_wrong_file_is_one_sentence(tmp_path, capsys, text, message):
     assert message in capsys.readouterr().err
 
 
-def test_local_allocations_run_a_bounded_number_at_a_time(store):
-    """submitit's local executor, for real: the jobs fail at once, since their encoder cannot be had here."""
-    sweep = Sweep(
-        "finetune",
-        "general",
-        overrides={"store": store, "encoder": "timm:no_such_model"},
-        grid={"split_seed": [0, 1, 2]},
-        name="local",
-    )
-    handles = sweep.submit("local", SlurmResources(time_min=5), max_parallel=1, pack=2)
-    assert len(handles) == 2 and handles[0].done()
-    assert set(handles[1].result().values()) == {"failed"}
+def test_a_local_allocation_says_why_its_jobs_failed(store):
+    """submitit's local executor, for real: the jobs fail at once, since there is no such encoder."""
+    shared = {"store": store, "encoder": "timm:no_such_model"}
+    sweep = Sweep("finetune", "general", overrides=shared, grid={"split_seed": [0, 1, 2]}, name="local")
+    (handle,) = sweep.submit("local", SlurmResources(time_min=5), max_parallel=1, pack=3)
+    assert set(handle.result().values()) == {"failed"}
     table = sweep.collect()
     assert list(table["state"]) == ["failed"] * 3 and all("no_such_model" in reason for reason in table["reason"])
-    assert pickle.loads(pickle.dumps(handles[0].paths.folder)) == sweep.folder.path / "submitit"
+
+
+def test_a_machine_runs_a_bounded_number_of_allocations(store, monkeypatch):
+    from launch import queue
+
+    started = []
+
+    class Handle:
+        def __init__(self):
+            self.job_id, self.looks = len(started), 0
+
+        def done(self):
+            """After it was looked at a few times."""
+            self.looks += 1
+            return self.looks > 3
+
+    class Executor:
+        def batch(self):
+            return contextlib.nullcontext()
+
+        def submit(self, allocation):
+            assert sum(handle.looks <= 3 for handle in started) < 2
+            started.append(Handle())
+            return started[-1]
+
+    monkeypatch.setattr(queue, "make_executor", lambda *arguments: Executor())
+    finetunes(store, grid={"split_seed": range(5)}).submit("local", max_parallel=2)
+    assert len(started) == 5
