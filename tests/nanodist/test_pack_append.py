@@ -144,3 +144,23 @@ def test_what_cannot_grow(tmp_path, capsys):
     pack([source], tmp_path / "part", SMALL, part=Part("train"))
     assert main([*line, str(tmp_path / "part")]) == 2 and "holds the part 'train'" in capsys.readouterr().err
     assert not (tmp_path / "gone").exists()
+
+
+def test_a_store_of_before_grows_as_it_was_packed(tmp_path):
+    """Its manifest knows no bars, no empty tiles, no near duplicates and no encoding: none is made of what is added."""
+    import dataclasses
+
+    from hpc import atomic
+    from nanodist.shards.manifest import load_manifest
+
+    before = dataclasses.replace(SMALL, encoding="png", empty_tiles="keep", near_duplicates="keep")
+    store = pack([images(tmp_path / "src", range(3))], tmp_path / "store", before)
+    manifest = load_manifest(store.path)
+    new = ("encoding", "pixel_size_nm", "bars", "empty_tiles", "near_duplicates")
+    options = {name: value for name, value in manifest.options.items() if name not in new}
+    atomic.write_json(store.path / "manifest.json", dataclasses.replace(manifest, options=options).to_dict())
+    Image.fromarray(np.full((32, 32), 7, np.uint8)).save(tmp_path / "src" / "flat.png")
+    assert main(["pack", str(tmp_path / "src"), "--out", str(store.path), "--append"]) == 0
+    grown = Store.open(store.path)
+    assert grown.keys[3:] == ["flat"] and {s.suffix for s in grown.samples} == {"png"}
+    assert grown.manifest.options == options and verify(store.path) == []
