@@ -195,29 +195,48 @@ class _GroupNormalise(torch.autograd.Function):
         x, weight, mean, invstd = ctx.saved_tensors
         layout: Layout = ctx.layout
         parts = list(zip(dy.split(layout.chunk), x.split(layout.chunk), mean, invstd, strict=True))
-        if layout.span is None:
+        # Results of several groups are copied together, which takes longer than writing them where they belong, but
+        # for the many steps that bf16 takes there.
+        if layout.span is None and (len(parts) == 1 or x.dtype != weight.dtype):
             made = [_backward(*part, weight, ctx.eps, whole=True) for part in parts]
-        else:
-            made = _spanning_backward(parts, weight, ctx)
-        dx = made[0][0] if len(made) == 1 else torch.cat([m[0] for m in made])
-        return dx, sum(m[1] for m in made), sum(m[2] for m in made), None, None
+            dx = made[0][0] if len(made) == 1 else torch.cat([m[0] for m in made])
+            return dx, sum(m[1] for m in made), sum(m[2] for m in made), None, None
+        return *_backward_by_groups(parts, x, weight, ctx), None, None
 
 
-def _spanning_backward(
-    parts: list[tuple[Tensor, Tensor, Tensor, Tensor]], weight: Tensor, ctx: Any
-) -> list[tuple[Tensor, Tensor, Tensor]]:
+def _backward_by_groups(
+    parts: list[tuple[Tensor, Tensor, Tensor, Tensor]], x: Tensor, weight: Tensor, ctx: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of ``x``, weight and bias, where groups span ranks or are several."""
     own = [_backward(*part, weight, ctx.eps, whole=False)[1:] for part in parts]
     sums = torch.stack([torch.stack(pair) for pair in own])
-    dist.all_reduce(sums, group=ctx.layout.span)
+    d_weight, d_bias = sums.sum(0)
+    if ctx.layout.span is not None:
+        dist.all_reduce(sums, group=ctx.layout.span)
     sums /= ctx.count
-    made = []
-    for (dy, x, mean, invstd), (mean_dyx, mean_dy), (d_weight, d_bias) in zip(parts, sums, own, strict=True):
+    dx = torch.empty_like(x)
+    for (dy, part, mean, invstd), out, (mean_dyx, mean_dy) in zip(parts, dx.split(len(parts[0][1])), sums, strict=True):
         scale = weight * invstd
         slope = -scale * invstd * mean_dyx
         shift = -scale * mean_dy - slope * mean
-        dx = dy * _like(scale[None], x) + x * _like(slope[None], x) + _like(shift[None], x)
-        made.append((dx.to(x.dtype), d_weight, d_bias))
-    return made
+        _combine(dy, scale, part, slope, shift, ctx.layout, out)
+    return dx, d_weight, d_bias
+
+
+def _combine(dy: Tensor, scale: Tensor, x: Tensor, slope: Tensor, shift: Tensor, layout: Layout, out: Tensor) -> None:
+    """Write ``dy * scale + x * slope + shift``, factors by channel, to ``out``, in the precision of the factors.
+
+    A few samples at a time, as in :func:`_moments`.
+    """
+    scale, slope, shift = (_like(v[None], x) for v in (scale, slope, shift))
+    at_once = _at_once(x)
+    for a, b, made in zip(dy.split(at_once), x.split(at_once), out.split(at_once), strict=True):
+        if made.dtype == scale.dtype:
+            torch.addcmul(shift, b, slope, out=made)
+            made.addcmul_(a, scale)
+        else:
+            wide = layout.room(b, scale.dtype).copy_(b)
+            made.copy_(wide.mul_(slope).add_(shift).addcmul_(a.to(scale.dtype), scale))
 
 
 def _backward(
@@ -239,6 +258,11 @@ def _normalise(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tenso
     )
 
 
+def _at_once(x: Tensor) -> int:
+    """Samples that are in work at once."""
+    return max(1, _CACHED // x[0].numel()) if x.device.type == "cpu" else len(x)
+
+
 def _moments(x: Tensor, layout: Layout) -> Tensor:
     """Mean and variance (n, 2, C) of each sample of ``x`` (n, C, ...) over its pixels, in float32 or float64.
 
@@ -248,7 +272,7 @@ def _moments(x: Tensor, layout: Layout) -> Tensor:
     count, channels = x[0, 0].numel(), x.shape[1]
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     moments = torch.empty(len(x), 2, channels, dtype=wide, device=x.device)
-    at_once = max(1, _CACHED // x[0].numel()) if x.device.type == "cpu" else len(x)
+    at_once = _at_once(x)
     # Of ``x`` in one of its layouts, so that a part of it is one piece of memory.
     if not (x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))):
         x = x.contiguous()

@@ -150,6 +150,16 @@ def test_caching_keeps_outputs_and_gradients_between_passes():
     assert sharded.phases["backward"] == sum(sharded.held.values()) + 8 + 3 + 160
 
 
+def test_gradients_of_a_lone_rank_stay_on_its_parameters():
+    one, several = (memory(WEIGHTS, PASS, Loss(peak=7, kept=3), Job(1, m, 0, inputs=0)) for m in (1, 4))
+    own = WEIGHTS.count * 4
+    for found in (one, several):
+        assert found.held == {"weights": own, "optimizer states": 2 * own}
+        assert found.phases["optimizer"] == 3 * own + own + (2 if found is one else 8)
+    assert one.phases["backward"] == 3 * own + 3 + 170
+    assert several.phases["backward"] == 3 * own + 8 + 3 + own + 150
+
+
 def test_optimizer_temporaries_are_of_one_tensor_or_of_a_group():
     one = Weights(WEIGHTS.groups, step_copies=1.0)
     together = Weights(WEIGHTS.groups, step_copies=1.0, step_at_once=True)
