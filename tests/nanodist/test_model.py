@@ -154,3 +154,16 @@ def test_images_are_laid_out_as_the_recipe_says(channels_last):
     model.trunk.conv1[0].register_forward_hook(lambda *call: seen.append(call[2]))
     model(torch.rand(2, 4, 1, 32, 32))
     assert seen[0].shape[0] == 8 and seen[0].is_contiguous(memory_format=torch.channels_last) == channels_last
+
+
+def test_weights_are_plain_and_used_as_the_images_lie():
+    """Checkpoints and DeepSpeed want them plain; values and gradients are those of torch's own convolution."""
+    plain, laid_out = _model(), _model("train.channels_last=true")
+    assert all(p.is_contiguous() for p in laid_out.parameters())
+    assert list(plain.state_dict()) == list(laid_out.state_dict())
+    views = torch.rand(2, 4, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    for model in (plain.double(), laid_out.double()):
+        sum(z.square().sum() for z in model(views.double())).backward()
+    for one, other in zip(plain.parameters(), laid_out.parameters(), strict=True):
+        assert other.grad.is_contiguous()
+        torch.testing.assert_close(other.grad, one.grad, rtol=1e-9, atol=1e-9)
