@@ -44,8 +44,8 @@ def main() -> int:
     return 0 if result["different"] == 0 else 1
 
 
-def check(folder: Path, kills: int, files: int, seed: int, sizes: list[int]) -> dict[str, object]:
-    """Pack, kill and compare in ``folder``; gives counts, of which ``different`` must be 0."""
+def check(folder: Path, kills: int, files: int, seed: int, sizes: list[int], most: int = 2) -> dict[str, object]:
+    """Pack, kill and compare in ``folder``, with up to ``most`` ranks; of the counts, ``different`` must be 0."""
     source = collection(folder / "source", files)
     first = folder / "first"
     processes = start_ranks(1, source, "--out", first, *OPTIONS)
@@ -71,7 +71,7 @@ def check(folder: Path, kills: int, files: int, seed: int, sizes: list[int]) -> 
     for number in range(kills):
         # One in ten before it has begun to write.
         moment = -1.0 if number % 10 == 9 else seconds * (number + rng.random()) / kills
-        stage, fault = killed(source, folder / f"killed-{number}", whole, moment, rng)
+        stage, fault = killed(source, folder / f"killed-{number}", whole, moment, rng, most)
         stages[stage] += 1
         different += fault is not None
         when = f"after {moment:.2f} s" if moment >= 0 else "before it writes"
@@ -102,14 +102,14 @@ def until(happened: Callable[[], bool]) -> None:
 
 
 def killed(
-    source: Path, out: Path, whole: dict[str, bytes], moment: float, rng: random.Random
+    source: Path, out: Path, whole: dict[str, bytes], moment: float, rng: random.Random, most: int
 ) -> tuple[str, str | None]:
     """Start, kill ``moment`` seconds after it began to write (while it starts, if negative), and start again.
 
     Gives how far it had come, and what was wrong, if anything.
     """
     arguments = [source, "--out", out, *OPTIONS]
-    alone = rng.random() < 0.7
+    alone = rng.random() < 0.7 or most == 1
     processes = start_ranks(1 if alone else 2, *arguments, *(["--workers", "2"] if alone else []))
     if moment < 0:
         time.sleep(2 * rng.random())
@@ -128,7 +128,7 @@ def killed(
     finish(processes, _LONGEST_S)
     stage, fault = found(out, whole)
     if stage != "done":
-        codes, _, err = finish(start_ranks(rng.choice((1, 1, 2)), *arguments), _LONGEST_S)
+        codes, _, err = finish(start_ranks(min(most, rng.choice((1, 1, 2))), *arguments), _LONGEST_S)
         if any(codes):
             return stage, f"started again, it failed: {err.strip()}"
     if fault is None and tree(out) != whole:
