@@ -31,17 +31,21 @@ _SENT_ARGUMENT = {
     "scatter_": 1,
 }
 
+_FEW_PIXELS = 4
+
 
 def taken_inside(func: Any, args: Sequence[Any]) -> int:
     """Bytes that a kernel takes for itself, beside what it returns, where they are known and not small.
 
     torch's convolutions on the CPU lay weights and their gradients out anew: a copy of the weight in the forward and
-    two in the backward, and one more of a weight that is not in channels_last. Found with the profiler, as a test does.
+    two in the backward (four of images of a few pixels, where oneDNN has no AVX-512), and one more of a weight that is
+    not in channels_last. Found with the profiler, as a test does.
     """
     if func is torch.ops.aten.convolution.default:
         weight, copies = args[1], 1
     elif func is torch.ops.aten.convolution_backward.default:
-        weight, copies = args[2], 2
+        few = args[0].shape[2:].numel() <= _FEW_PIXELS and "AVX512" not in torch.backends.cpu.get_cpu_capability()
+        weight, copies = args[2], 4 if few else 2
     else:
         return 0
     if weight.device.type != "cpu" or weight.dim() != 4:

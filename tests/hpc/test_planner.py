@@ -77,7 +77,7 @@ def test_copies_inside_convolutions_are_those_that_the_profiler_sees(layout):
         with Ledger() as ledger:
             again = function()
         assert ledger.live == now
-        assert ledger.peak == pytest.approx(most, rel=0.02)
+        assert ledger.peak == pytest.approx(most, rel=0.05)  # small workspaces differ between CPUs
         del made, again
 
 
