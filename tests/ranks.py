@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -13,8 +14,12 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 
+_COLLECT_AFTER = 8
+
+
 def _worker(rank: int, tasks: Any, results: Any) -> None:
     torch.set_num_threads(1)
+    done = 0
     while (task := tasks.get()) is not None:
         function, world_size, rendezvous, arguments = task
         try:
@@ -25,6 +30,10 @@ def _worker(rank: int, tasks: Any, results: Any) -> None:
         finally:
             if dist.is_initialized():
                 dist.destroy_process_group()
+            done += 1
+            if done % _COLLECT_AFTER == 0:
+                # Groups that cycles keep alive keep threads of gloo, whose polling took a core after some hundred tasks.
+                gc.collect()
 
 
 class RankPool:
