@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-
 _COLLECT_AFTER = 8
 
 
@@ -32,7 +31,7 @@ def _worker(rank: int, tasks: Any, results: Any) -> None:
                 dist.destroy_process_group()
             done += 1
             if done % _COLLECT_AFTER == 0:
-                # Groups that cycles keep alive keep threads of gloo, whose polling took a core after some hundred tasks.
+                # Groups that cycles keep alive keep threads of gloo, whose polling took a core after some hundreds.
                 gc.collect()
 
 

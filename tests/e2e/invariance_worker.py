@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from pathlib import Path
@@ -199,6 +200,9 @@ def steps(folder: Path, objectives: list[str], stages: list[int], micro_batches:
                 bench.load(folder / objective / f"groups-{bench.group_size}" / f"state-{state}")
                 name = f"case-{bench.world_size}-{micro}-{stage}-{workers}-{sabotage}-{state}"
                 bench.recorded_step(state, folder / objective / name)
+            # Its process groups hold threads of gloo that poll, and cycles would keep them.
+            del bench
+            gc.collect()
 
 
 def curves(folder: Path, objectives: list[str]) -> None:
