@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import sys
 from pathlib import Path
@@ -70,6 +69,13 @@ class Bench:
         )
         self.places = places(batch, self.rank, self.world_size, micro_batches)
         self.permuted: int | None = None
+
+    def close(self) -> None:
+        """Give up the process groups, each of which has threads of gloo that poll."""
+        layout = self.task.layout
+        for group in (self.task.group, layout.world, layout.span, self.engine._group):
+            if group is not None:
+                dist.destroy_process_group(group)
 
     def batch(self, step: int) -> Batch:
         stream = self.task.batches(step)
@@ -200,9 +206,7 @@ def steps(folder: Path, objectives: list[str], stages: list[int], micro_batches:
                 bench.load(folder / objective / f"groups-{bench.group_size}" / f"state-{state}")
                 name = f"case-{bench.world_size}-{micro}-{stage}-{workers}-{sabotage}-{state}"
                 bench.recorded_step(state, folder / objective / name)
-            # Its process groups hold threads of gloo that poll, and cycles would keep them.
-            del bench
-            gc.collect()
+            bench.close()
 
 
 def curves(folder: Path, objectives: list[str]) -> None:
