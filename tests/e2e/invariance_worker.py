@@ -73,9 +73,9 @@ class Bench:
     def close(self) -> None:
         """Give up the process groups, each of which has threads of gloo that poll."""
         layout = self.task.layout
-        for group in (self.task.group, layout.world, layout.span, self.engine._group):
-            if group is not None:
-                dist.destroy_process_group(group)
+        # Two of these may be one.
+        for group in {self.task.group, layout.world, layout.span, self.engine._group} - {None}:
+            dist.destroy_process_group(group)
 
     def batch(self, step: int) -> Batch:
         stream = self.task.batches(step)
