@@ -11,7 +11,7 @@ from hpc.errors import UserError
 from hpc.loop import Keepers, NonFinite, Preempted, train
 from hpc.optimizers import OptimizerConfig
 from hpc.run_dir import RunDir
-from hpc.saving import restore
+from hpc.saving import NotSaved, restore
 from hpc.step import train_step
 from hpc.task import Plan, SavingConfig, TrainState
 from tests.hpc.plain import PlainEngine, Quadratic
@@ -205,6 +205,6 @@ def test_the_last_write_has_to_succeed(run, monkeypatch):
         return real(checkpoints, step, *rest)
 
     monkeypatch.setattr(files, "put", write)
-    with pytest.raises(UserError, match="No space left on device"):
+    with pytest.raises(NotSaved, match="No space left on device"):
         _train(run, Quadratic())
     assert _saved(run) == ["step-00000005"]
