@@ -17,7 +17,39 @@ Row = dict[str, Any]
 
 
 class Inputs:
-    """Hashes of stores and of encoders' weights, each taken once."""
+    """Stores, and hashes of stores and of encoders' weights, each taken once."""
+
+    def __init__(self) -> None:
+        self._data: dict[str, Any] = {}
+        self._beginnings: dict[tuple[Any, ...], str] = {}
+
+    def data(self, recipe: Any) -> Any:
+        """The store or mixture of a pretraining.
+
+        Raises:
+            UserError: there is none.
+        """
+        from nanodist.pretrain.data import tiles_of
+
+        key = json.dumps([config.to_dict(recipe.data), recipe.run_dir], sort_keys=True)
+        if key not in self._data:
+            self._data[key] = tiles_of(recipe)
+        return self._data[key]
+
+    def beginning(self, recipe: Any) -> str:
+        """Hash of the weights that a fine-tuning begins with.
+
+        Raises:
+            UserError: they cannot be had.
+        """
+        from nanodist.downstream.finetune.model import start_encoder
+
+        start = recipe.encoder
+        # Random weights follow from the seed, given ones do not.
+        key = (start.source, start.weights, recipe.seed if start.weights == "random" else None)
+        if key not in self._beginnings:
+            self._beginnings[key] = start_encoder(recipe).weights_hash()
+        return self._beginnings[key]
 
     @functools.cache  # noqa: B019  # lives as long as the process
     def store(self, path: str) -> str:
@@ -131,23 +163,18 @@ def _probe_parts(source: str) -> tuple[type, Mapping[str, Any]]:
 
 
 def _pretrain_identity(recipe: Any, inputs: Inputs) -> str:
-    hashes = {"store": inputs.store(recipe.data.store)}
+    from nanodist.pretrain.data import identity
+
     if (recipe.init_from or "").startswith("deepspeed:"):
         raise UserError("sweep: init_from=deepspeed:... is for single runs; export it and give the folder")
-    if recipe.init_from and not recipe.init_from.startswith("timm:"):
-        hashes["init_from"] = inputs.weights(recipe.init_from)
-    return config.fingerprint(recipe, **hashes)
+    return identity(recipe, inputs.data(recipe), inputs.weights)[0]
 
 
 def _finetune_identity(recipe: Any, inputs: Inputs) -> str:
-    hashes = {"store": inputs.store(recipe.data.store)}
-    if recipe.data.test_store:
-        hashes["test_store"] = inputs.store(recipe.data.test_store)
-    what = config.to_dict(recipe, what_only=True)
-    if not recipe.encoder.source.startswith("timm:"):
-        hashes["encoder"] = inputs.weights(recipe.encoder.source)
-        what["encoder"]["source"] = ""
-    return config.identity_hash(what, hashes)
+    from nanodist.downstream.finetune.recipe import identify
+
+    stores = [inputs.store(path) for path in (recipe.data.store, recipe.data.test_store) if path]
+    return identify(recipe, stores, lambda: inputs.beginning(recipe))[0]
 
 
 def _probe_identity(recipe: ProbeRecipe, inputs: Inputs) -> str:

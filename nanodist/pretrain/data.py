@@ -12,10 +12,15 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
+from hpc import config as recipes
+from hpc.checkpoint.foreign import model_states
+from hpc.checkpoint.layout import file_facts
 from hpc.errors import UserError
 from hpc.run_dir import RunDir
 from hpc.topology import Topology
 from nanodist.decoding.remote import Cache, default_cache
+from nanodist.encoders import load_encoder
+from nanodist.pretrain.model import DEEPSPEED
 from nanodist.pretrain.recipe import DataConfig, PretrainRecipe
 from nanodist.shards import Mixture, Store
 from nanodist.shards.local import stage
@@ -25,6 +30,22 @@ from nanodist.shards.windows import Tiles
 
 
 def open_data(recipe: PretrainRecipe, hashes: list[str] | None = None) -> Tiles:
+    """What :func:`tiles_of` gives, where it is enough to be trained on.
+
+    Raises:
+        UserError: no store, one without the manifest that the run began with, or fewer samples than a batch.
+    """
+    store = tiles_of(recipe, hashes)
+    batch = recipe.train.global_batch_size
+    if len(store) < batch:
+        raise UserError(
+            f"{store.path} holds {len(store)} samples, fewer than train.global_batch_size={batch}; "
+            "lower it, as no sample may come twice in one batch"
+        )
+    return store
+
+
+def tiles_of(recipe: PretrainRecipe, hashes: list[str] | None = None) -> Tiles:
     """The store of ``data.store``, or the mixture of ``data.mix``, at the manifests that the run began with.
 
     Args:
@@ -33,7 +54,7 @@ def open_data(recipe: PretrainRecipe, hashes: list[str] | None = None) -> Tiles:
             run.
 
     Raises:
-        UserError: no store, one without the manifest that the run began with, or fewer samples than a batch.
+        UserError: no store, or one without the manifest that the run began with.
     """
     data = recipe.data
     pairs: list[tuple[str, float]] = data.mix or ([(data.store, 1.0)] if data.store else [])
@@ -45,14 +66,7 @@ def open_data(recipe: PretrainRecipe, hashes: list[str] | None = None) -> Tiles:
         raise UserError("data.split is for one store; data.mix takes stores that 'nanodist pack --part' wrote")
     if data.split != "all":
         stores = [stores[0].subset(split(stores[0], data.test_share)[data.split])]
-    store: Tiles = Mixture(stores, [weight for _, weight in pairs]) if data.mix else stores[0]
-    batch = recipe.train.global_batch_size
-    if len(store) < batch:
-        raise UserError(
-            f"{store.path} holds {len(store)} samples, fewer than train.global_batch_size={batch}; "
-            "lower it, as no sample may come twice in one batch"
-        )
-    return store
+    return Mixture(stores, [weight for _, weight in pairs]) if data.mix else stores[0]
 
 
 def manifest_hashes(store: Tiles) -> list[str]:
@@ -68,6 +82,30 @@ def inputs_of(store: Tiles) -> dict[str, str]:
     if hashes != [store.manifest_hash]:
         inputs |= {f"manifest_{k}": value for k, value in enumerate(hashes)}
     return inputs
+
+
+def _weights_hash(source: str) -> str:
+    return load_encoder(source).weights_hash()
+
+
+def identity(
+    recipe: PretrainRecipe, store: Tiles, weights_hash: Callable[[str], str] = _weights_hash
+) -> tuple[str, dict[str, Any]]:
+    """Fingerprint of a run, and the *what* that it is made of: recipe, store, and weights of a warm start.
+
+    Args:
+        recipe: what to train.
+        store: what :func:`open_data` gave.
+        weights_hash: of a run or an export folder; who asks for many recipes may remember it.
+    """
+    inputs = inputs_of(store)
+    if recipe.init_from and recipe.init_from.startswith(DEEPSPEED):
+        source = model_states(Path(recipe.init_from.removeprefix(DEEPSPEED)))
+        inputs["init_from"] = file_facts(source).xxh3_128
+    elif recipe.init_from and not recipe.init_from.startswith("timm:"):
+        inputs["init_from"] = weights_hash(recipe.init_from)
+    what = recipes.to_dict(recipe, what_only=True)
+    return recipes.identity_hash(what, inputs), {**what, "inputs": inputs}
 
 
 def _begun_with(recipe: PretrainRecipe, count: int) -> list[str]:

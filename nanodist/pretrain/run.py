@@ -11,9 +11,6 @@ import torch
 import torch.distributed as dist
 
 from hpc import batch_norm
-from hpc import config as recipes
-from hpc.checkpoint.foreign import model_states
-from hpc.checkpoint.layout import file_facts
 from hpc.collectives import Group
 from hpc.engine import Engine, start
 from hpc.errors import UserError
@@ -35,28 +32,13 @@ from hpc.saving import restore
 from hpc.task import Plan, TrainState
 from hpc.topology import Topology, detect
 from nanodist._version import __version__
-from nanodist.encoders import load_encoder
-from nanodist.pretrain.data import inputs_of, on_all_ranks, open_data, staged
-from nanodist.pretrain.model import DEEPSPEED
+from nanodist.pretrain.data import identity, on_all_ranks, open_data, staged
 from nanodist.pretrain.preflight import preflight
 from nanodist.pretrain.recipe import PretrainRecipe
 from nanodist.pretrain.seats import take_seat
 from nanodist.pretrain.task import PretrainTask
 from nanodist.shards.windows import Tiles
 from nanodist.views.sheet import write_view_sheet
-
-
-def identity(recipe: PretrainRecipe, store: Tiles) -> tuple[str, dict[str, Any]]:
-    """Fingerprint of a run, and the *what* that it is made of: recipe, store, and weights of a warm start."""
-    inputs = inputs_of(store)
-    if recipe.init_from and recipe.init_from.startswith(DEEPSPEED):
-        source = model_states(Path(recipe.init_from.removeprefix(DEEPSPEED)))
-        inputs["init_from"] = file_facts(source).xxh3_128
-    elif recipe.init_from and not recipe.init_from.startswith("timm:"):
-        inputs["init_from"] = load_encoder(recipe.init_from).weights_hash()
-    what = recipes.to_dict(recipe, what_only=True)
-    return recipes.fingerprint(recipe, **inputs), {**what, "inputs": inputs}
-
 
 Evaluator = Callable[[PretrainTask], dict[str, float]]
 
@@ -83,10 +65,9 @@ def pretrain(
     topology = detect()
     _check_installed()
     store = open_data(recipe)
-    fingerprint, what = identity(recipe, store)
     seat = take_seat(recipe, topology, say)
     if seat is None:
-        return Path(recipe.run_dir or f"runs/{fingerprint}")
+        return Path(recipe.run_dir or f"runs/{identity(recipe, store)[0]}")
     device = start(recipe.engine, seat)
     try:
         store = on_all_ranks(recipe, store, seat)

@@ -76,12 +76,34 @@ def test_recipes_that_are_read_fast_are_the_same(overrides):
 
 
 def test_a_pretraining_has_the_fingerprint_of_its_run(store):
+    from nanodist.pretrain.data import identity
     from nanodist.pretrain.recipe import load_recipe
-    from nanodist.pretrain.run import identity
     from nanodist.shards import Store
 
     (job,) = Sweep("pretrain", "simclr", grid={"seed": [3]}, overrides=[f"data.store={store}"]).jobs()
     assert job.fingerprint == identity(load_recipe("simclr", job.arguments[2:]), Store.open(store))[0]
+
+
+def test_mixtures_and_random_weights_of_a_path_have_the_fingerprint_of_their_run(store, tmp_path):
+    from nanodist.downstream.finetune.data import Labels
+    from nanodist.downstream.finetune.recipe import load_recipe as load_finetune
+    from nanodist.downstream.finetune.run import identity as identity_of_finetune
+    from nanodist.encoders import EncoderSpec, random_encoder
+    from nanodist.export.weights import export_timm
+    from nanodist.pretrain.data import identity, tiles_of
+    from nanodist.pretrain.recipe import load_recipe
+
+    mixed = [f"data.mix=[[{store}, 1], [{store}, 2]]"]
+    (job,) = Sweep("pretrain", "simclr", overrides=mixed).jobs()
+    recipe = load_recipe("simclr", job.arguments[2:])
+    assert job.fingerprint == identity(recipe, tiles_of(recipe))[0]
+    export_timm(random_encoder(EncoderSpec("test_resnet", 32, 0.5, 0.2), 3), tmp_path / "export", {})
+    shared = {"store": store, "encoder": tmp_path / "export", "weights": "random", "batch_norm": "batch"}
+    jobs = Sweep("finetune", "general", overrides=shared, grid={"seed": [0, 1]}).jobs()
+    for job in jobs:
+        recipe = load_finetune("general", job.arguments[2:])
+        assert job.fingerprint == identity_of_finetune(recipe, Labels(recipe.data))[0]
+    assert len({job.fingerprint for job in jobs}) == 2
 
 
 def test_a_larger_grid_adds_only_what_is_new(store):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from hpc import config
 from hpc.batch_norm import legal_world_sizes
 from hpc.config import apply_overrides, build, option, parse_yaml, section
 from hpc.engine import EngineConfig
@@ -180,3 +182,22 @@ def load_recipe(source: str, overrides: list[str]) -> FinetuneRecipe:
     """
     text = recipes.text("finetune", source)
     return build(FinetuneRecipe, apply_overrides(parse_yaml(text, f"recipe {source}"), overrides))
+
+
+def identify(
+    recipe: FinetuneRecipe, stores: Sequence[str], weights_hash: Callable[[], str]
+) -> tuple[str, dict[str, Any]]:
+    """Fingerprint of a fine-tuning, and the *what* that it is made of: recipe, stores, and weights it begins with.
+
+    Args:
+        recipe: of the fine-tuning.
+        stores: hash of the manifest of the store, and of the test store where there is one.
+        weights_hash: of the encoder that it begins with; asked for where ``encoder.source`` is a path, whose weights
+            count and not the path itself.
+    """
+    inputs = dict(zip(("store", "test_store"), stores, strict=False))
+    what = config.to_dict(recipe, what_only=True)
+    if not recipe.encoder.source.startswith(FROM_TIMM):
+        inputs["encoder"] = weights_hash()
+        what["encoder"]["source"] = ""
+    return config.identity_hash(what, inputs), {**what, "inputs": inputs}

@@ -11,7 +11,6 @@ import torch
 import torch.distributed as dist
 
 from hpc import batch_norm
-from hpc import config as recipes
 from hpc.checkpoint.files import read_tensors
 from hpc.engine import Engine, start
 from hpc.errors import UserError
@@ -36,7 +35,7 @@ from nanodist.downstream.finetune.base import LabelledTask
 from nanodist.downstream.finetune.data import Labels
 from nanodist.downstream.finetune.load import chosen_checkpoint
 from nanodist.downstream.finetune.model import learning_rate_scales, start_encoder
-from nanodist.downstream.finetune.recipe import FROM_TIMM, FinetuneRecipe
+from nanodist.downstream.finetune.recipe import FinetuneRecipe, identify
 from nanodist.downstream.finetune.scores import SCORES_FILE
 from nanodist.downstream.finetune.task import ClassifyTask
 
@@ -44,16 +43,9 @@ Say = Callable[[str], None]
 
 
 def identity(recipe: FinetuneRecipe, labels: Labels) -> tuple[str, dict[str, Any]]:
-    """Fingerprint of a fine-tuning, and the *what* that it is made of: recipe, stores, and weights it begins with."""
+    """Fingerprint of a fine-tuning, and the *what* that it is made of."""
     hashes = [part.store.manifest_hash for part in labels.dataset.parts]
-    inputs = dict(zip(("store", "test_store"), hashes, strict=False))
-    if not recipe.encoder.source.startswith(FROM_TIMM):
-        inputs["encoder"] = start_encoder(recipe).weights_hash()
-    what = recipes.to_dict(recipe, what_only=True)
-    if "encoder" in inputs:
-        # The weights count, not the path that they were read from.
-        what["encoder"]["source"] = ""
-    return recipes.identity_hash(what, inputs), {**what, "inputs": inputs}
+    return identify(recipe, hashes, lambda: start_encoder(recipe).weights_hash())
 
 
 def make_plan(recipe: FinetuneRecipe, labels: Labels) -> Plan:
