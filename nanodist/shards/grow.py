@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from hpc.errors import UserError
+from nanodist.shards.companions import find_companion
 from nanodist.shards.convert import PackOptions
 from nanodist.shards.index import Sample
 from nanodist.shards.manifest import Manifest, load_manifest
 from nanodist.shards.near import Nearness
 from nanodist.shards.store import Store
 from nanodist.shards.tally import Tally
-from nanodist.shards.tar import BLOCK, padded
 
 # Options of the store that what is added has to share.
 _SETTLED = (
@@ -101,30 +101,26 @@ def stored_hashes(store: Store) -> list[tuple[str, str, str]]:
     """
     found: dict[tuple[str, str], tuple[str, str, str]] = {}
     last = ""
-    for sample in store.samples:
+    for i, sample in enumerate(store.samples):
         micrograph = sample.key.rpartition("-y")[0] or sample.key
         if (sample.source, micrograph) in found or micrograph == last:
             continue
         last = micrograph
-        bits = _json(store, sample).get("perceptual_hash")
+        bits = _json(store, i).get("perceptual_hash")
         if isinstance(bits, str) and re.fullmatch(r"[0-9a-f]{64}", bits):
             found[sample.source, micrograph] = (sample.source, sample.group, bits)
     return list(found.values())
 
 
-def _json(store: Store, sample: Sample) -> dict[str, Any]:
+def _json(store: Store, i: int) -> dict[str, Any]:
     """The JSON of a sample, which follows its image, or its mask after that; nothing where there is none."""
-    path = store.path / store.manifest.shards[sample.shard].file
     try:
-        with open(path, "rb") as file:
-            file.seek(sample.offset + padded(sample.size))
-            for _ in range(2):
-                info = tarfile.TarInfo.frombuf(file.read(BLOCK), "ascii", "strict")
-                if info.name == f"{sample.key}.json" and info.size <= _LONGEST_JSON:
-                    found = json.loads(file.read(info.size))
-                    return found if isinstance(found, dict) else {}
-                file.seek(padded(info.size), 1)
+        place = find_companion(store, i, "json")
+        if place is not None and place[1] <= _LONGEST_JSON:
+            found = json.loads(bytes(store.files.read(store.samples[i].shard, *place)))
+            return found if isinstance(found, dict) else {}
     except OSError as error:
+        path = store.folder / store.manifest.shards[store.samples[i].shard].file
         raise UserError(f"{path} cannot be read ({error.strerror}): run 'nanodist verify {store.path}'") from None
     except (tarfile.HeaderError, ValueError):
         pass

@@ -13,7 +13,7 @@ from nanodist.downstream.finetune.data import Labels, stores_of
 from nanodist.downstream.finetune.recipe import DecoderConfig, LabelsConfig
 from nanodist.downstream.labels import encode
 from nanodist.shards import Store
-from nanodist.shards.companions import read_mask_of
+from nanodist.shards.companions import read_mask_bytes, read_mask_of
 
 U8 = npt.NDArray[np.uint8]
 MOST_CLASSES = 64
@@ -36,6 +36,7 @@ class Masks(Labels):
         store, test_store = stores_of(config)
         super().__init__(config, _masked(store, test_store))
         self._instances = decoder.masks == "instances"
+        self._read: dict[int, npt.NDArray[Any]] = {}
         self._masks: dict[int, U8] = {}
         self.values: tuple[int, ...] = (0, 1) if self._instances else self._found()
 
@@ -52,10 +53,13 @@ class Masks(Labels):
         return tuple(int(v) for v in values)
 
     def _raw(self, number: int) -> npt.NDArray[Any]:
-        store, at = self.place(number)
-        mask = read_mask_of(store, at)
-        assert mask is not None  # only samples with masks are in the dataset
-        return mask
+        """What stands in the mask of a sample, kept until :meth:`mask` has asked for it."""
+        if number not in self._read:
+            store, at = self.place(number)
+            mask = read_mask_of(store, at)
+            assert mask is not None  # only samples with masks are in the dataset
+            self._read[number] = mask
+        return self._read[number]
 
     def mask(self, number: int) -> U8:
         """The classes (H, W) of a sample, as places in :attr:`values`.
@@ -70,6 +74,7 @@ class Masks(Labels):
             else:
                 classes = np.searchsorted(np.asarray(self.values), raw).astype(np.uint8)
             self._masks[number] = classes
+            del self._read[number]
         return self._masks[number]
 
 
@@ -78,7 +83,7 @@ def _masked(store: Store, test_store: Store | None) -> Dataset:
     stores = [store] if test_store is None else [store, test_store]
     parts, keys, groups, left_out = [], [], [], 0
     for each in stores:
-        having = [i for i in range(len(each)) if read_mask_of(each, i) is not None]
+        having = [i for i in range(len(each)) if read_mask_bytes(each, i) is not None]
         having.sort(key=lambda i: each.keys[i])
         if not having:
             raise UserError(f"store {each.path} has no masks; pack it with --masks images=masks")
