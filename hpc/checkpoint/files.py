@@ -22,7 +22,7 @@ from torch import Tensor
 
 from hpc import atomic
 from hpc.checkpoint.layout import Facts, file_facts, write_tensors
-from hpc.checkpoint.retention import Retention, step_of, surplus
+from hpc.checkpoint.retention import Retention, best_of, step_of, surplus
 
 VERSION = 1
 LATEST = "latest"
@@ -253,6 +253,12 @@ def latest_checkpoint(checkpoints: Path) -> Path:
         CheckpointError: there is none; the text says what is wrong with the newest.
     """
     return newest_whole(checkpoints)[0]
+
+
+def best_checkpoint(checkpoints: Path) -> Path | None:
+    """The whole checkpoint of the lowest score, the newer of two equal ones; ``None`` where none has a score."""
+    ledger = Ledger()
+    return next(iter(best_of(candidates(checkpoints), 1, ledger.whole, ledger.score)), None)
 
 
 def read_state(folder: Path) -> dict[str, Any]:

@@ -61,14 +61,14 @@ def surplus(
     if retention.every_steps > 0:
         kept |= {found[step] for step in steps if step % retention.every_steps == 0}
     if retention.best > 0:
-        kept |= _best([found[step] for step in steps], retention.best, whole, score)
+        kept |= best_of([found[step] for step in steps], retention.best, whole, score)
     return [found[step] for step in steps if found[step] not in kept]
 
 
-def _best(
+def best_of(
     folders: list[Path], count: int, whole: Callable[[Path], bool], score: Callable[[Path], float | None]
 ) -> set[Path]:
-    # Stable from new to old: of two equally good ones the newer stays.
+    """Of ``folders``, from new to old, the ``count`` whole ones of the lowest score; the newer of two equal ones."""
     scores = {folder: value for folder in folders if (value := score(folder)) is not None}
     chosen: set[Path] = set()
     for folder in sorted(scores, key=lambda folder: scores[folder]):

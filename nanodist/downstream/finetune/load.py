@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hpc.checkpoint.files import CheckpointError, candidates, is_whole, latest_checkpoint, read_state, read_tensors
+from hpc.checkpoint.files import CheckpointError, best_checkpoint, latest_checkpoint, read_state, read_tensors
 from hpc.config import build
 from hpc.errors import UserError
 from nanodist.downstream.finetune.model import Classifier, plain_head
@@ -39,12 +39,7 @@ def chosen_checkpoint(checkpoints: Path) -> Path:
     newest = latest_checkpoint(checkpoints)
     if read_state(newest)["task"].get("best") is None:
         return newest
-    scores: dict[Path, float] = {}
-    for folder in candidates(checkpoints):
-        score = read_state(folder).get("score") if is_whole(folder) else None
-        if score is not None:
-            scores[folder] = float(score)
-    return min(scores, key=lambda folder: (scores[folder], folder.name)) if scores else newest
+    return best_checkpoint(checkpoints) or newest
 
 
 def read_run(run_dir: str | Path, kind: str) -> tuple[Path, dict[str, Any], dict[str, Tensor]]:
