@@ -9,6 +9,7 @@ DeepSpeed's flat partition, which DeepSpeed's optimizer then takes as it is.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -74,23 +75,23 @@ def _buckets(slots: list[_Slot], limit_bytes: int) -> list[_Bucket]:
     return closed + list(opened.values())
 
 
-class Gradients:
+class Gradients(ABC):
     """What the engine asks of the gradients of a stage."""
 
+    @abstractmethod
     def backward(self, run: Callable[[], None], last: bool) -> None:
         """Call ``run``, which is one backward pass; the sums over the ranks are there once the ``last`` one is."""
-        raise NotImplementedError
 
+    @abstractmethod
     def tensors(self) -> list[Tensor]:
         """The gradients that this rank holds after the reduction."""
-        raise NotImplementedError
 
-    def stepped(self) -> None:
+    def stepped(self) -> None:  # noqa: B027  # most have nothing to do
         """The optimizer has used them."""
 
+    @abstractmethod
     def discard(self) -> None:
         """Drop everything."""
-        raise NotImplementedError
 
 
 class LoneGradients(Gradients):
@@ -188,14 +189,14 @@ class _Bucketed(Gradients):
                 done.wait()
                 self._reduced(done)
 
-    def _room(self, slot: _Slot, bucket: _Bucket) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def _room(self, slot: _Slot, bucket: _Bucket) -> Tensor: ...
 
-    def _left_behind(self, room: Tensor) -> Tensor | None:
-        raise NotImplementedError
+    @abstractmethod
+    def _left_behind(self, room: Tensor) -> Tensor | None: ...
 
-    def _reduce(self, bucket: _Bucket) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _reduce(self, bucket: _Bucket) -> None: ...
 
     def _reduced(self, bucket: _Bucket) -> None:
         """The sums of ``bucket`` are there."""

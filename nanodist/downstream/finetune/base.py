@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -22,7 +23,7 @@ from nanodist.views import make_view
 VERSION = 1
 
 
-class LabelledTask:
+class LabelledTask(ABC):
     """One seeded view of each labelled sample.
 
     Args:
@@ -54,9 +55,9 @@ class LabelledTask:
         self._best, self._looks_since = math.inf, 0
         self.module: nn.Module = self.build()
 
+    @abstractmethod
     def build(self) -> nn.Module:
         """The module that is trained, on the CPU."""
-        raise NotImplementedError
 
     def batches(self, start_step: int) -> Iterator[LabelledBatch]:
         """This rank's part of every global batch from ``start_step`` on."""
@@ -106,25 +107,25 @@ class LabelledTask:
         """Passes over the training labels."""
         return step * self.batch_size / len(self.labels.train)
 
+    @abstractmethod
     def test(self, folder: Path, checkpoint: str, fingerprint: str) -> str:
         """Predict the test part, and write what it scored to ``folder`` on rank 0; collective.
 
         Returns:
             The scores as one line, on rank 0.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def evaluate(self) -> dict[str, float]:
         """Figures on the validation part; :meth:`judge` hears of the loss."""
-        raise NotImplementedError
 
+    @abstractmethod
     def loss(self, outputs: dict[str, Tensor], batch: LabelledBatch) -> Tensor:
         """The loss of the global batch."""
-        raise NotImplementedError
 
+    @abstractmethod
     def description(self) -> dict[str, Any]:
         """What a prediction has to know of the model."""
-        raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
         """What a prediction has to know, what was trained on, and how the validation part fared."""
