@@ -8,10 +8,11 @@ import mmap
 import re
 import struct
 import zipfile
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ import numpy.typing as npt
 from hpc.errors import UserError
 
 Buffer = bytes | mmap.mmap
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,23 @@ _TABLES = ("suffix", "label", "group", "source")
 _LOCAL_HEADER = 30
 
 
-class Keys(Sequence[str]):
+class Lazy(Sequence[T]):
+    """A sequence whose items are made as they are asked for, by :meth:`at`."""
+
+    @abstractmethod
+    def at(self, i: int) -> T:
+        """Item ``i``, from 0 to the length less one."""
+
+    @overload
+    def __getitem__(self, i: int) -> T: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[T]: ...
+    def __getitem__(self, i: int | slice) -> T | list[T]:
+        every = range(len(self))
+        return [self.at(k) for k in every[i]] if isinstance(i, slice) else self.at(every[i])
+
+
+class Keys(Lazy[str]):
     """The keys of all samples, read from one run of bytes as they are asked for."""
 
     def __init__(self, text: npt.NDArray[np.uint8], ends: npt.NDArray[np.int64]) -> None:
@@ -69,14 +87,8 @@ class Keys(Sequence[str]):
     def __len__(self) -> int:
         return len(self._ends)
 
-    @overload
-    def __getitem__(self, i: int) -> str: ...
-    @overload
-    def __getitem__(self, i: slice) -> list[str]: ...
-    def __getitem__(self, i: int | slice) -> str | list[str]:
-        if isinstance(i, slice):
-            return [self[k] for k in range(*i.indices(len(self)))]
-        i = range(len(self))[i]
+    def at(self, i: int) -> str:
+        """See :class:`Lazy`."""
         start = int(self._ends[i - 1]) if i else 0
         return _safe_key(self._text[start : int(self._ends[i])].tobytes().decode("ascii", "replace"))
 
@@ -92,7 +104,7 @@ class Keys(Sequence[str]):
     __hash__ = None  # type: ignore[assignment]
 
 
-class _Taken(Sequence[str]):
+class _Taken(Lazy[str]):
     """Some keys of others."""
 
     def __init__(self, keys: Sequence[str], numbers: npt.NDArray[np.int64]) -> None:
@@ -101,13 +113,8 @@ class _Taken(Sequence[str]):
     def __len__(self) -> int:
         return len(self._numbers)
 
-    @overload
-    def __getitem__(self, i: int) -> str: ...
-    @overload
-    def __getitem__(self, i: slice) -> list[str]: ...
-    def __getitem__(self, i: int | slice) -> str | list[str]:
-        if isinstance(i, slice):
-            return [self[k] for k in range(*i.indices(len(self)))]
+    def at(self, i: int) -> str:
+        """See :class:`Lazy`."""
         return self._keys[int(self._numbers[i])]
 
 
@@ -117,7 +124,7 @@ def _safe_key(key: str) -> str:
     return key
 
 
-class Samples(Sequence[Sample]):
+class Samples(Lazy[Sample]):
     """The samples of a store, made from the columns of its index as they are asked for.
 
     Attributes:
@@ -135,13 +142,8 @@ class Samples(Sequence[Sample]):
     def __len__(self) -> int:
         return len(self.keys)
 
-    @overload
-    def __getitem__(self, i: int) -> Sample: ...
-    @overload
-    def __getitem__(self, i: slice) -> list[Sample]: ...
-    def __getitem__(self, i: int | slice) -> Sample | list[Sample]:
-        if isinstance(i, slice):
-            return [self[k] for k in range(*i.indices(len(self)))]
+    def at(self, i: int) -> Sample:
+        """See :class:`Lazy`."""
         key = self.keys[i]
         numbers: dict[str, Any] = {name: int(self.columns[name][i]) for name in _NUMBERS}
         texts: dict[str, Any] = {name: self.table(name)[self.columns[name][i]] for name in _TABLES}

@@ -7,13 +7,14 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from hpc.errors import UserError
 from nanodist.decoding.reading import I64, Blocks, JoinedReader
+from nanodist.shards.index import Lazy
 from nanodist.shards.order import Batches, MixedOrder, Order, shares
 from nanodist.shards.store import SampleError, Store
 from nanodist.shards.windows import Tiles, window_of
@@ -190,21 +191,15 @@ class Mixture:
         return np.searchsorted(self.starts, numbers, side="right") - 1
 
 
-class _MixedKeys(Sequence[str]):
+class _MixedKeys(Lazy[str]):
     def __init__(self, mix: Mixture) -> None:
         self._mix = mix
 
     def __len__(self) -> int:
         return len(self._mix)
 
-    @overload
-    def __getitem__(self, i: int) -> str: ...
-    @overload
-    def __getitem__(self, i: slice) -> list[str]: ...
-    def __getitem__(self, i: int | slice) -> str | list[str]:
-        if isinstance(i, slice):
-            return [self[k] for k in range(*i.indices(len(self)))]
-        i = range(len(self))[i]
+    def at(self, i: int) -> str:
+        """See :class:`Lazy`."""
         k = int(np.searchsorted(self._mix.starts, i, side="right")) - 1
         return f"{k}_{self._mix.stores[k].keys[i - int(self._mix.starts[k])]}"
 
