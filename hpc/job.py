@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
+import torch
 import torch.distributed as dist
 
 from hpc import config as recipes
 from hpc.checkpoint.files import clean
 from hpc.collectives import Group
 from hpc.end_note import former_end
-from hpc.engine import Engine
+from hpc.engine import Engine, EngineConfig
 from hpc.errors import UserError
 from hpc.loop import Keepers, Preempted, train
+from hpc.optimizers import OptimizerConfig, build_optimizer
 from hpc.preemption import Preemption, deadline_from_environment
 from hpc.run_dir import RunDir, futile_starts
+from hpc.saving import restore
 from hpc.task import GuardConfig, Plan, Task, TrainState
 from hpc.topology import Topology
 from hpc.tracking import Tracker, TrackingConfig
@@ -60,7 +64,92 @@ def prepare_run_dir(recipe: Any, topology: Topology, run: RunDir, fingerprint: s
     agreed(topology, prepare)
 
 
-def refuse_crash_loop(run: RunDir, topology: Topology, most: int, first_step: int) -> None:
+class JobRecipe(Protocol):
+    """What a job's recipe has to say of how it runs."""
+
+    @property
+    def engine(self) -> EngineConfig:
+        """The section ``engine``."""
+        ...
+
+    @property
+    def optimizer(self) -> OptimizerConfig:
+        """The section ``optimizer``."""
+        ...
+
+    @property
+    def guard(self) -> GuardConfig:
+        """The section ``guard``."""
+        ...
+
+    @property
+    def tracking(self) -> TrackingConfig:
+        """The section ``tracking``."""
+        ...
+
+
+@dataclass(frozen=True)
+class Start:
+    """One start of a run, on this rank.
+
+    Attributes:
+        run: its directory, prepared.
+        fingerprint: of the run.
+        topology, device: where this rank is.
+        world: group of all ranks; ``None`` for one process.
+        versions: for ``run.json``, beside those of the installed packages.
+        preemption: says whether to stop; ``None``: nobody does.
+    """
+
+    run: RunDir
+    fingerprint: str
+    topology: Topology
+    device: torch.device
+    world: Group
+    versions: Mapping[str, str]
+    preemption: Preemption | None
+
+
+def run_task(
+    recipe: JobRecipe,
+    task: Task,
+    plan: Plan,
+    start: Start,
+    micro_batches: int,
+    announce: Callable[[TrainState], None],
+    scales: Mapping[str, float] | None = None,
+) -> None:
+    """Train ``task`` from its last checkpoint to the end of ``plan``, with a record of the start and of its end.
+
+    Args:
+        recipe: of the job.
+        task, plan: what is trained, and for how long.
+        start: from where.
+        micro_batches: parts that a rank's samples of a step pass in.
+        announce: called on rank 0 before the first step, with where the run stands.
+        scales: factors of the learning rate, see :func:`hpc.optimizers.parameter_groups`.
+
+    Raises:
+        UserError: the checkpoint does not fit, or the starts before this one all failed with no progress.
+        Preempted, NonFinite, NotSaved: as :func:`hpc.loop.train` does.
+    """
+    run, topology = start.run, start.topology
+    tell = say if topology.is_main else say_nothing
+    optimizer = build_optimizer(task.module, recipe.optimizer, plan.learning_rate(0), scales)
+    shape = (plan.global_batch_size, recipe.optimizer.clip_norm, micro_batches)
+    engine = Engine(task.module, optimizer, recipe.engine, topology, start.device, *shape)
+    state = TrainState()
+    restore(task, engine, run, state, tell)
+    _refuse_crash_loop(run, topology, recipe.guard.futile_starts, state.step + 1)
+    tracker = _tracker_of(recipe, recipe.tracking, run, topology, start.fingerprint)
+    number = _record_start(run, topology, state, start.versions)
+    if topology.is_main:
+        announce(state)
+    keepers = _keepers_of(recipe.guard, run, topology, number, start.preemption)
+    _train_to_the_end(task, engine, plan, run, tracker, state, start.world, keepers, tell)
+
+
+def _refuse_crash_loop(run: RunDir, topology: Topology, most: int, first_step: int) -> None:
     """Raise a ``UserError``, on every rank, after ``most`` starts in a row that failed with no progress; 0: never."""
 
     def look() -> None:
@@ -76,7 +165,7 @@ def refuse_crash_loop(run: RunDir, topology: Topology, most: int, first_step: in
     agreed(topology, look)
 
 
-def record_start(run: RunDir, topology: Topology, state: TrainState, versions: Mapping[str, str]) -> int:
+def _record_start(run: RunDir, topology: Topology, state: TrainState, versions: Mapping[str, str]) -> int:
     """Write this start into ``run.json``; returns its number, on all ranks."""
     hosts, box = _hosts(topology), [0]
     if topology.is_main:
@@ -95,7 +184,7 @@ def _hosts(topology: Topology) -> list[str]:
     return names
 
 
-def tracker_of(recipe: Any, tracking: TrackingConfig, run: RunDir, topology: Topology, fingerprint: str) -> Tracker:
+def _tracker_of(recipe: Any, tracking: TrackingConfig, run: RunDir, topology: Topology, fingerprint: str) -> Tracker:
     """What writes the metrics of ``run``, and shows ``recipe`` as its configuration in W&B."""
     return Tracker(
         run,
@@ -108,7 +197,7 @@ def tracker_of(recipe: Any, tracking: TrackingConfig, run: RunDir, topology: Top
     )
 
 
-def keepers_of(
+def _keepers_of(
     guard: GuardConfig, run: RunDir, topology: Topology, number: int, preemption: Preemption | None
 ) -> Keepers:
     """Who stands by start ``number`` of a run; the watchdog begins to watch."""
@@ -118,7 +207,7 @@ def keepers_of(
     return Keepers(preemption, Watchdog(guard.hang_s, stacks, topology.rank) if guard.hang_s else None)
 
 
-def train_to_the_end(
+def _train_to_the_end(
     task: Task,
     engine: Engine,
     plan: Plan,

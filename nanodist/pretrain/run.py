@@ -12,23 +12,12 @@ import torch.distributed as dist
 
 from hpc import batch_norm
 from hpc.collectives import Group
-from hpc.engine import Engine, start
+from hpc.engine import start
 from hpc.errors import UserError
-from hpc.job import (
-    keepers_of,
-    prepare_run_dir,
-    record_start,
-    refuse_crash_loop,
-    say,
-    say_nothing,
-    tracker_of,
-    train_to_the_end,
-)
-from hpc.optimizers import build_optimizer
+from hpc.job import Start, prepare_run_dir, run_task, say, say_nothing
 from hpc.preemption import Preemption
 from hpc.preflight import errors
 from hpc.run_dir import RunDir
-from hpc.saving import restore
 from hpc.task import Plan, TrainState
 from hpc.topology import Topology, detect
 from nanodist._version import __version__
@@ -106,27 +95,13 @@ def _run(
     tell = say if topology.is_main else say_nothing
     _check_before_start(recipe, store, topology, run, world, device, tell)
     plan = make_plan(recipe, store)
-    optimizer = build_optimizer(task.module, recipe.optimizer, plan.learning_rate(0))
-    engine = Engine(
-        task.module,
-        optimizer,
-        recipe.engine,
-        topology,
-        device,
-        plan.global_batch_size,
-        recipe.optimizer.clip_norm,
-        task.micro_batches,
-    )
-    state = TrainState()
-    restore(task, engine, run, state, tell)
-    refuse_crash_loop(run, topology, recipe.guard.futile_starts, state.step + 1)
-    tracker = tracker_of(recipe, recipe.tracking, run, topology, fingerprint)
-    number = record_start(run, topology, state, {"nanodist": __version__})
-    if topology.is_main:
+
+    def announce(state: TrainState) -> None:
         _announce(recipe, store, topology, device, run.path, state, plan)
         write_view_sheet(store, recipe.views, recipe.seed, run.report / "views.png")
-    keepers = keepers_of(recipe.guard, run, topology, number, preemption)
-    train_to_the_end(task, engine, plan, run, tracker, state, world, keepers, tell)
+
+    begun = Start(run, fingerprint, topology, device, world, {"nanodist": __version__}, preemption)
+    run_task(recipe, task, plan, begun, task.micro_batches, announce)
     return run.path
 
 

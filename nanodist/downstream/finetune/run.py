@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +11,11 @@ import torch.distributed as dist
 
 from hpc import batch_norm
 from hpc.checkpoint.files import read_tensors
-from hpc.engine import Engine, start
+from hpc.engine import start
 from hpc.errors import UserError
-from hpc.job import (
-    keepers_of,
-    prepare_run_dir,
-    record_start,
-    refuse_crash_loop,
-    say,
-    say_nothing,
-    tracker_of,
-    train_to_the_end,
-)
-from hpc.optimizers import build_optimizer
+from hpc.job import Start, prepare_run_dir, run_task, say
 from hpc.preemption import Preemption
 from hpc.run_dir import RunDir
-from hpc.saving import restore
 from hpc.task import Plan, TrainState
 from hpc.topology import Topology, detect
 from nanodist._version import __version__
@@ -38,8 +26,6 @@ from nanodist.downstream.finetune.model import learning_rate_scales, start_encod
 from nanodist.downstream.finetune.recipe import FinetuneRecipe, identify
 from nanodist.downstream.finetune.scores import SCORES_FILE
 from nanodist.downstream.finetune.task import ClassifyTask
-
-Say = Callable[[str], None]
 
 
 def identity(recipe: FinetuneRecipe, labels: Labels) -> tuple[str, dict[str, Any]]:
@@ -107,21 +93,15 @@ def _run(
     layout = batch_norm.make_layout(batch, group, topology.rank, topology.world_size, micro_batches)
     task = _task_type(recipe)(recipe, labels, topology, device, layout, world, micro_batches)
     prepare_run_dir(recipe, topology, run, *identity)
-    tell = say if topology.is_main else say_nothing
     plan = make_plan(recipe, labels)
+    begun = Start(run, identity[0], topology, device, world, {"nanodist": __version__}, preemption)
     scales = learning_rate_scales(recipe, task.module)
-    optimizer = build_optimizer(task.module, recipe.optimizer, plan.learning_rate(0), scales)
-    clip = recipe.optimizer.clip_norm
-    engine = Engine(task.module, optimizer, recipe.engine, topology, device, batch, clip, micro_batches)
-    state = TrainState()
-    restore(task, engine, run, state, tell)
-    refuse_crash_loop(run, topology, recipe.guard.futile_starts, state.step + 1)
-    tracker = tracker_of(recipe, recipe.tracking, run, topology, identity[0])
-    number = record_start(run, topology, state, {"nanodist": __version__})
-    _announce(recipe, labels, run.path, state, plan, topology, tell)
-    keepers = keepers_of(recipe.guard, run, topology, number, preemption)
-    train_to_the_end(task, engine, plan, run, tracker, state, world, keepers, tell)
-    _test(task, run, identity[0], tell)
+
+    def announce(state: TrainState) -> None:
+        _announce(recipe, labels, run.path, state, plan, topology)
+
+    run_task(recipe, task, plan, begun, micro_batches, announce, scales)
+    _test(task, run, identity[0])
 
 
 def labels_of(recipe: FinetuneRecipe) -> Labels:
@@ -145,13 +125,13 @@ def _task_type(recipe: FinetuneRecipe) -> type[LabelledTask]:
     return SegmentTask
 
 
-def _test(task: LabelledTask, run: RunDir, fingerprint: str, tell: Say) -> None:
+def _test(task: LabelledTask, run: RunDir, fingerprint: str) -> None:
     """Test with the best checkpoint, or the last one where nothing ranked them; collective."""
     chosen = chosen_checkpoint(run.checkpoints)
     task.module.load_state_dict(read_tensors(chosen / "model.safetensors"))
     said = task.test(run.path, chosen.name, fingerprint)
     if task.topology.is_main:
-        tell(said)
+        say(said)
 
 
 def _announce(
@@ -161,14 +141,13 @@ def _announce(
     state: TrainState,
     plan: Plan,
     topology: Topology,
-    tell: Say,
 ) -> None:
     if state.step >= plan.steps:
-        tell(f"{path} is complete: {state.step} of {plan.steps} steps are done; {SCORES_FILE} is written again")
+        say(f"{path} is complete: {state.step} of {plan.steps} steps are done; {SCORES_FILE} is written again")
         return
     short = ", ".join(f"{name} ({count})" for name, count in labels.short.items())
     where = f"continuing after step {state.step}" if state.step else "from the start"
-    tell(
+    say(
         f"fine-tuning {recipe.encoder.source} for {recipe.task} on {len(labels.train)} samples, "
         f"{len(labels.validation)} more to choose the step, {len(labels.test)} to test; at most {plan.steps} steps of "
         f"{plan.global_batch_size}, {where}, {topology.world_size} ranks; run directory {path}"
