@@ -99,6 +99,7 @@ class Start:
         world: group of all ranks; ``None`` for one process.
         versions: for ``run.json``, beside those of the installed packages.
         preemption: says whether to stop; ``None``: nobody does.
+        kind: of job, such as ``pretrain``.
     """
 
     run: RunDir
@@ -108,6 +109,7 @@ class Start:
     world: Group
     versions: Mapping[str, str]
     preemption: Preemption | None
+    kind: str = "run"
 
 
 def run_task(
@@ -141,7 +143,7 @@ def run_task(
     state = TrainState()
     restore(task, engine, run, state, tell)
     _refuse_crash_loop(run, topology, recipe.guard.futile_starts, state.step + 1)
-    tracker = _tracker_of(recipe, recipe.tracking, run, topology, start.fingerprint)
+    tracker = _tracker_of(recipe, start, state.step)
     number = _record_start(run, topology, state, start.versions)
     if topology.is_main:
         announce(state)
@@ -184,16 +186,19 @@ def _hosts(topology: Topology) -> list[str]:
     return names
 
 
-def _tracker_of(recipe: Any, tracking: TrackingConfig, run: RunDir, topology: Topology, fingerprint: str) -> Tracker:
-    """What writes the metrics of ``run``, and shows ``recipe`` as its configuration in W&B."""
+def _tracker_of(recipe: JobRecipe, start: Start, first_step: int) -> Tracker:
+    """What writes the metrics of a run, and shows ``recipe`` as its configuration in W&B."""
+    tracking = recipe.tracking
     return Tracker(
-        run,
-        is_main=topology.is_main,
+        start.run,
+        is_main=start.topology.is_main,
         mode=tracking.mode,
         project=tracking.project,
         name=tracking.name,
         group=tracking.group,
-        config={**recipes.flatten(recipes.to_dict(recipe)), "fingerprint": fingerprint},
+        job_type=tracking.job_type or start.kind,
+        first_step=first_step,
+        config={**recipes.flatten(recipes.to_dict(recipe)), "fingerprint": start.fingerprint},
     )
 
 

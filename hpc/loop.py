@@ -147,6 +147,7 @@ class _Boundary:
                 self._saver.save(state, score)
                 if last or reason:
                     self._saver.finish()
+                    self._cover()
             clock.restart()
         if reason:
             clock.close()
@@ -165,6 +166,12 @@ class _Boundary:
         if math.isfinite(result.gradient_norm):
             line["gradient_norm"] = result.gradient_norm
         self._tracker.log({**line, **measures, **slow.line(self._warn)})
+        self._cover()
+
+    def _cover(self) -> None:
+        """Tell the tracker which steps will not be trained again."""
+        if self._saver.written is not None:
+            self._tracker.cover(self._saver.written)
 
     def _evaluate(self, step: int) -> float | None:
         """Log an evaluation; what it ranks a checkpoint by."""

@@ -1,7 +1,7 @@
 """The run directory: one folder that says what a run is, how often it started, and what it measured.
 
-``recipe.yaml``, ``run.json``, ``metrics.jsonl``, ``checkpoints/``, ``wandb/``, ``export/``, ``report/``. Only rank 0
-writes; any process may read at any time.
+``recipe.yaml``, ``run.json``, ``metrics.jsonl``, ``checkpoints/``, ``wandb/``, ``export/``, ``report/``, ``pictures/``.
+Only rank 0 writes; any process may read at any time.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ class RunDir:
         self.wandb = self.path / "wandb"
         self.export_dir = self.path / "export"
         self.report = self.path / "report"
+        self.pictures = self.path / "pictures"
 
     @classmethod
     def prepare(
@@ -64,7 +65,7 @@ class RunDir:
                 atomic.write_text(run.recipe_path, recipe_yaml)
             else:
                 run._create(recipe_yaml, fingerprint, what)
-            for folder in (run.checkpoints, run.wandb, run.export_dir, run.report):
+            for folder in (run.checkpoints, run.wandb, run.export_dir, run.report, run.pictures):
                 folder.mkdir(exist_ok=True)
         except OSError as error:
             if isinstance(error, FileExistsError) and run.path.exists():

@@ -54,6 +54,11 @@ class Saver:
             rest = {"optimizer_steps": optimizer_steps(self._engine), "task": self._task.state_dict()}
             self._writer.save(state.step, tensors, rest, score)
 
+    @property
+    def written(self) -> int | None:
+        """Steps of the newest checkpoint that this start has written; ``None``: none, or not rank 0."""
+        return self._writer.written if self._writer is not None else None
+
     def report(self) -> None:
         """Say what failed in the background since the last call; to be called before a save, not after the last."""
         if self._writer is not None:

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import netrc
 import os
-import secrets
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 from urllib.parse import urlparse
 
-from hpc import atomic
 from hpc.config import option
 from hpc.errors import UserError
-from hpc.run_dir import MetricsWriter, RunDir, metric_lines, read_metrics
+from hpc.run_dir import MetricsWriter, RunDir
+from hpc.wandb_mirror import WandbMirror
 
 MODES = ("auto", "online", "offline", "disabled")
 
@@ -64,7 +63,8 @@ class TrackingConfig:
     mode: Literal["auto", "online", "offline", "disabled"] = option("auto", "Weights & Biases; auto as its login says.")
     project: str = option("nanodist", "W&B project.")
     name: str = option("", "W&B name of the run; empty: the run directory's.")
-    group: str = option("", "W&B group.")
+    group: str = option("", "W&B group, such as a sweep's name.")
+    job_type: str = option("", "W&B job type; empty: pretrain, finetune, ...")
 
 
 class Tracker:
@@ -77,6 +77,8 @@ class Tracker:
         project: W&B project.
         name: W&B name of the run; the run directory's name if empty.
         group: W&B group, such as a sweep.
+        job_type: W&B job type.
+        first_step: steps that the checkpoint holds which this start goes on from.
         config: what W&B shows as the run's configuration.
     """
 
@@ -89,30 +91,29 @@ class Tracker:
         project: str = "nanodist",
         name: str = "",
         group: str = "",
+        job_type: str = "",
+        first_step: int = 0,
         config: Mapping[str, Any] | None = None,
     ) -> None:
         self.mode = resolve_mode(mode)
-        self._run: Any = None
+        self._mirror: WandbMirror | None = None
         self._writer: MetricsWriter | None = None
-        self._sent = -1
         if not is_main:
             self.mode = "disabled"
             return
         self._writer = MetricsWriter(run_dir.metrics_path)
-        # The metrics file holds what every start logged, so W&B has, or is now given, all steps up to its last one;
-        # a step that is trained again after a resume is not sent again.
-        self._sent = max((line["step"] for line in metric_lines(run_dir.metrics_path)), default=-1)
         if self.mode != "disabled":
-            self._start(run_dir, {"project": project, "name": name, "group": group, "config": config})
+            wanted = {"project": project, "name": name, "group": group, "job_type": job_type, "config": config}
+            self._start(run_dir, first_step, wanted)
 
-    def _start(self, run_dir: RunDir, wanted: Mapping[str, Any]) -> None:
+    def _start(self, run_dir: RunDir, first_step: int, wanted: Mapping[str, Any]) -> None:
         if self.mode == "online" and not has_api_key():
             # wandb.init would wait for somebody to type the key.
             self._warn("no API key (WANDB_API_KEY or wandb login); recording offline")
             self.mode = "offline"
         for mode in dict.fromkeys((self.mode, "offline")):
             try:
-                self._run = _start_wandb(run_dir, mode, wanted)
+                self._mirror = WandbMirror(run_dir, mode, first_step, wanted)
                 self.mode = mode
                 return
             except ImportError:
@@ -127,23 +128,30 @@ class Tracker:
         if self._writer is None:
             return
         self._writer.write(values)
-        if self._run is None or values["step"] <= self._sent:
+        self._mirrored(lambda mirror: mirror.send(values))
+
+    def cover(self, step: int) -> None:
+        """A checkpoint holds ``step`` steps, which no start will train again."""
+        self._mirrored(lambda mirror: mirror.cover(step))
+
+    def _mirrored(self, do: Callable[[WandbMirror], None]) -> None:
+        if self._mirror is None:
             return
         try:
-            self._run.log(dict(values), step=values["step"])
+            do(self._mirror)
         except Exception as error:  # W&B is no reason to lose a run
             self._warn(f"stopped ({error})")
-            self._run = None
+            self._mirror = None
 
     def finish(self, exit_code: int = 0) -> None:
         """Close the files and W&B's run; calling it again does nothing."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
-        if self._run is not None:
-            run, self._run = self._run, None
+        if self._mirror is not None:
+            mirror, self._mirror = self._mirror, None
             try:
-                run.finish(exit_code=exit_code)
+                mirror.finish(exit_code)
             except Exception as error:  # W&B is no reason to lose a run
                 self._warn(f"did not finish ({error})")
 
@@ -158,36 +166,3 @@ class Tracker:
     @staticmethod
     def _warn(text: str) -> None:
         print(f"warning: W&B: {' '.join(text.split())}; metrics.jsonl goes on", file=sys.stderr)
-
-
-def _start_wandb(run_dir: RunDir, mode: str, wanted: Mapping[str, Any]) -> Any:
-    """W&B's one run of this run directory (its id is in ``wandb/run_id``), where a new one is given the history."""
-    import wandb
-
-    id_path = run_dir.wandb / "run_id"
-    fresh = not id_path.exists()
-    run_id = secrets.token_hex(8) if fresh else id_path.read_text().strip()
-    quiet: dict[str, Any] = {"silent": True, "console": "off", "init_timeout": 60.0}
-    if "finish_timeout" in wandb.Settings.model_fields:  # younger than the oldest W&B that is supported
-        quiet["finish_timeout"] = 120.0
-    run = wandb.init(
-        id=run_id,
-        resume="allow",
-        mode=mode,  # type: ignore[arg-type]
-        dir=str(run_dir.path),
-        project=wanted["project"],
-        name=wanted["name"] or run_dir.path.resolve().name,
-        group=wanted["group"] or None,
-        config=dict(wanted["config"] or {}),
-        settings=wandb.Settings(**quiet),
-    )
-    if fresh:
-        try:
-            # Without its id on the disk, the next start would begin another run.
-            atomic.write_text(id_path, run_id + "\n")
-        except OSError:
-            run.finish(exit_code=1)
-            raise
-        for line in read_metrics(run_dir.metrics_path):
-            run.log(line, step=line["step"])
-    return run

@@ -33,12 +33,14 @@ class CheckpointWriter:
 
     Attributes:
         memory: of the host, kept between saves; free where nothing is in flight.
+        written: steps of the newest checkpoint that is whole on the disk; ``None``: this start has written none.
     """
 
     def __init__(self, checkpoints: Path, retention: Retention, background: bool) -> None:
         self._checkpoints, self._retention, self._background = checkpoints, retention, background
         self._ledger = files.Ledger()
         self.memory = HostCopy()
+        self.written: int | None = None
         self._thread: threading.Thread | None = None
         self._problems: list[str] = []
 
@@ -87,6 +89,7 @@ class CheckpointWriter:
         except Exception as error:  # whatever it is, training need not die for it, and the last save must say it
             self._problems.append(self._say(step, tensors, error))
             return
+        self.written = step
         try:
             files.prune(self._checkpoints, target, self._retention, self._ledger)
         except OSError as error:

@@ -26,6 +26,7 @@ COMMANDS = {
     "measure": "Measure what masks show: widths, lengths, domains and percolation, in nm.",
     "export": "Write a trained encoder so that others load it without nanodist.",
     "report": "Write one self-contained HTML page about a run.",
+    "sync": "Give what runs without internet recorded for Weights & Biases to its server.",
     "doctor": "Say what this machine has, and what is missing for what.",
 }
 

@@ -100,7 +100,7 @@ def _run(
         _announce(recipe, store, topology, device, run.path, state, plan)
         write_view_sheet(store, recipe.views, recipe.seed, run.report / "views.png")
 
-    begun = Start(run, fingerprint, topology, device, world, {"nanodist": __version__}, preemption)
+    begun = Start(run, fingerprint, topology, device, world, {"nanodist": __version__}, preemption, "pretrain")
     run_task(recipe, task, plan, begun, task.micro_batches, announce)
     return run.path
 

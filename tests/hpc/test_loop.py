@@ -25,12 +25,12 @@ def run(tmp_path):
     return RunDir.prepare(tmp_path / "run", "seed: 0\n", "f")
 
 
-def _train(run, task, plan=PLAN, keepers=None, state=None):
+def _train(run, task, plan=PLAN, keepers=None, state=None, covered=None):
     lines, said = [], []
     engine = PlainEngine(task.module)
     state = state or TrainState()
     restore(task, engine, run, state, warn=said.append)
-    tracker = SimpleNamespace(log=lines.append)
+    tracker = SimpleNamespace(log=lines.append, cover=covered if covered is not None else lambda step: None)
     train(task, engine, plan, run, tracker, state, None, keepers, said.append)
     return engine, lines, said
 
@@ -57,6 +57,12 @@ def test_logs_saves_and_schedules(run):
     assert set(lines[0]) == named and lines[-1]["samples_seen"] == 40 and lines[-1]["epoch"] == 1.0
     assert engine.rates == [PLAN.learning_rate(step) for step in range(10)] and engine.rates[1] == 0.01
     assert _saved(run) == ["step-00000005", "step-00000010"]
+
+
+def test_the_tracker_is_told_what_checkpoints_hold(run):
+    covered = []
+    _train(run, Quadratic(), covered=covered.append)
+    assert covered[-1] == 10 and set(covered) <= {5, 10}  # of step 5 as soon as it is written
 
 
 def test_resumes_from_the_newest_whole_checkpoint(run):

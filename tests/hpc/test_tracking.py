@@ -1,6 +1,5 @@
 import json
 import sys
-import time
 
 import pytest
 
@@ -24,7 +23,10 @@ class FakeRun:
     """Keeps what W&B would be sent."""
 
     def __init__(self, **arguments):
-        self.arguments, self.sent, self.exit_code = arguments, [], None
+        self.arguments, self.sent, self.exit_code, self.starting_step = arguments, [], None, 0
+
+    def define_metric(self, name, step_metric):
+        assert (name, step_metric) == ("*", "step")
 
     def log(self, values, step):
         self.sent.append(step)
@@ -91,6 +93,7 @@ def test_offline_writes_real_files_under_one_id_and_says_nothing(run_dir, capfd)
         with Tracker(run_dir, is_main=True, mode="auto", project="p", config={"seed": 1}) as tracker:
             assert tracker.mode == "offline"
             tracker.log({"step": step, "loss": 1 / step})
+            tracker.cover(step)
         ids.append((run_dir.wandb / "run_id").read_text().strip())
     assert ids[0] == ids[1]
     recorded = sorted(path.name for path in run_dir.wandb.glob("offline-run-*/*.wandb"))
@@ -99,21 +102,66 @@ def test_offline_writes_real_files_under_one_id_and_says_nothing(run_dir, capfd)
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_resumed_run_sends_each_step_once(run_dir, fake):
-    for steps in ((1, 2, 3, 4), (2, 3), (2, 3, 4, 5)):  # two kills, each resumed from step 1
-        tracker = Tracker(run_dir, is_main=True, mode="offline")
+def test_offline_sends_each_step_once_when_a_checkpoint_covers_it(run_dir, fake):
+    # Killed after steps 4 (checkpoint of 2), 3 (of 2: told too late), 6 (of 5), and done.
+    for first, steps, covered in ((0, (1, 2, 3, 4), 2), (2, (3,), None), (2, (3, 4, 5, 6), 5), (5, (6, 7), 7)):
+        tracker = Tracker(run_dir, is_main=True, mode="offline", first_step=first)
         for step in steps:
             tracker.log({"step": step})
-    assert [run.sent for run in fake] == [[1, 2, 3, 4], [], [5]]
+        if covered:
+            tracker.cover(covered)
+    assert [run.sent for run in fake] == [[1, 2], [], [3, 4, 5], [6, 7]]
     assert len({run.arguments["id"] for run in fake}) == 1 and fake[2].arguments["resume"] == "allow"
-    assert [line["step"] for line in read_metrics(run_dir.metrics_path)] == [1, 2, 3, 4, 5]
+    assert [line["step"] for line in read_metrics(run_dir.metrics_path)] == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_what_a_checkpoint_held_when_a_start_was_killed_is_sent_by_the_next(run_dir, fake):
+    tracker = Tracker(run_dir, is_main=True, mode="offline")
+    for step in (1, 2, 3):
+        tracker.log({"step": step})  # a checkpoint of step 2 was written, and the kill came before it was told
+    tracker = Tracker(run_dir, is_main=True, mode="offline", first_step=2)
+    assert [run.sent for run in fake] == [[], [1, 2]]
+    # The newest checkpoint is broken: what is trained again from step 1 is not sent again.
+    tracker = Tracker(run_dir, is_main=True, mode="offline", first_step=1)
+    for step in (2, 3):
+        tracker.log({"step": step, "again": True})
+    tracker.cover(3)
+    assert fake[2].sent == [3]
+
+
+def test_online_curves_are_live_and_go_on_where_the_server_stands(run_dir, fake, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "k")
+    tracker = Tracker(run_dir, is_main=True, mode="online")
+    tracker.log({"step": 1})
+    tracker.log({"step": 2})
+    assert fake[0].sent == [1, 2]
+    monkeypatch.setattr(FakeRun, "starting_step", 3, raising=False)
+    monkeypatch.setattr(FakeRun, "__init__", lambda self, **a: setattr(self, "sent", []))
+    tracker = Tracker(run_dir, is_main=True, mode="online", first_step=1)
+    for step in (2, 3):
+        tracker.log({"step": step})
+    assert fake[1].sent == [3]
 
 
 def test_switching_wandb_on_later_sends_the_history(run_dir, fake):
     MetricsWriter(run_dir.metrics_path).write({"step": 1})
-    tracker = Tracker(run_dir, is_main=True, mode="offline")
+    tracker = Tracker(run_dir, is_main=True, mode="offline", first_step=1)
     tracker.log({"step": 2})
+    tracker.cover(2)
     assert fake[0].sent == [1, 2]
+
+
+def test_pictures_are_shown_under_their_names(run_dir, fake, monkeypatch):
+    shown = []
+    monkeypatch.setattr(FakeRun, "log", lambda self, values, step: shown.append((step, *values)))
+    monkeypatch.setattr("wandb.Image", str)
+    tracker = Tracker(run_dir, is_main=True, mode="offline")
+    (run_dir.pictures / "pairs-00000002.png").write_bytes(b"")
+    tracker.log({"step": 2})
+    tracker.cover(2)
+    tracker.log({"step": 3})
+    tracker.cover(3)
+    assert shown == [(2, "step"), (2, "pictures/pairs"), (3, "step")]
 
 
 def test_online_without_a_key_records_offline(run_dir, fake, capsys):
@@ -156,46 +204,12 @@ def test_a_failing_start_falls_back_to_offline(run_dir, monkeypatch, capsys):
 def test_a_log_that_fails_warns_once_and_metrics_go_on(run_dir, fake, capsys):
     with Tracker(run_dir, is_main=True, mode="offline") as tracker:
         fake[0].log = lambda *args, **kwargs: 1 / 0
-        tracker.log({"step": 1})
-        tracker.log({"step": 2})
+        for step in (1, 2):
+            tracker.log({"step": step})
+            tracker.cover(step)
     assert capsys.readouterr().err.count("warning") == 1
     lines = [json.loads(text) for text in run_dir.metrics_path.read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2]
-
-
-def test_real_offline_files_hold_each_step_once_over_two_starts(run_dir):
-    """Steps that a resume trains again are in W&B's files once, under one id."""
-    pytest.importorskip("wandb")
-    for steps in ((1, 2, 3), (2, 3, 4)):
-        with Tracker(run_dir, is_main=True, mode="offline") as tracker:
-            for step in steps:
-                tracker.log({"step": step, "loss": 1 / step})
-    found: list[int] = []
-    deadline = time.monotonic() + 60
-    # W&B's own process writes the file; on a busy machine its last record comes after finish() has returned.
-    while len(found) < 4 and time.monotonic() < deadline:
-        found = [step for path in sorted(run_dir.wandb.glob("offline-run-*/*.wandb")) for step in _wandb_steps(path)]
-        time.sleep(0.2)
-    assert sorted(found) == [1, 2, 3, 4]
-
-
-def _wandb_steps(path):
-    """The steps that are in one of W&B's record files: LevelDB's log format after 7 bytes, protobuf inside."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    data, at, whole, steps = path.read_bytes(), 7, b"", []
-    assert data[:4] == b":W&B"
-    while at + 7 <= len(data):
-        if 32768 - at % 32768 < 7:  # no room for a header: padding to the next block
-            at += 32768 - at % 32768
-        length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
-        whole, at = whole + data[at + 7 : at + 7 + length], at + 7 + length
-        if kind in (1, 4):  # full, or the last part
-            record = Record()
-            record.ParseFromString(whole)
-            steps += [int(i.value_json) for i in record.history.item if "step" in (i.key, *i.nested_key)]
-            whole = b""
-    return steps
 
 
 def test_a_full_disk_does_not_end_a_run(tmp_path, monkeypatch, fake, capsys):
@@ -211,6 +225,7 @@ def test_a_full_disk_does_not_end_a_run(tmp_path, monkeypatch, fake, capsys):
         # W&B's id could not be kept, so that its runs were closed and the next start begins one that knows all steps.
         assert all(run.exit_code == 1 for run in fake) and not (run_dir.wandb / "run_id").exists()
         assert all("\n" not in line and "warning" in line for line in capsys.readouterr().err.splitlines())
-        with Tracker(run_dir, is_main=True, mode="offline") as tracker:
+        with Tracker(run_dir, is_main=True, mode="offline", first_step=2) as tracker:
             tracker.log({"step": 3})
+            tracker.cover(3)
         assert fake[-1].sent == [1, 2, 3]

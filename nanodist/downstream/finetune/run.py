@@ -94,7 +94,7 @@ def _run(
     task = _task_type(recipe)(recipe, labels, topology, device, layout, world, micro_batches)
     prepare_run_dir(recipe, topology, run, *identity)
     plan = make_plan(recipe, labels)
-    begun = Start(run, identity[0], topology, device, world, {"nanodist": __version__}, preemption)
+    begun = Start(run, identity[0], topology, device, world, {"nanodist": __version__}, preemption, "finetune")
     scales = learning_rate_scales(recipe, task.module)
 
     def announce(state: TrainState) -> None:

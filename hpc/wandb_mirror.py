@@ -1,0 +1,144 @@
+"""What Weights & Biases is given of a run: each step once, however often the run starts.
+
+Offline, every start of a run makes a folder of its own, and nobody puts a step right that lies in two of them. So a
+step is handed over only when a checkpoint covers it: no later start trains it again. Online, curves are live, and a
+step that is trained again is left out. ``wandb/given`` in the run directory holds the last step that was handed over.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hpc import atomic
+from hpc.run_dir import RunDir, metric_lines, read_metrics
+
+
+class WandbMirror:
+    """W&B's one run of a run directory (its id is in ``wandb/run_id``); for rank 0.
+
+    Args:
+        run_dir: the run directory.
+        mode: ``online`` or ``offline``.
+        first_step: steps that the checkpoint holds which this start goes on from.
+        wanted: ``project``, ``name``, ``group``, ``job_type`` and ``config`` of the run.
+
+    Raises:
+        ImportError: W&B is not installed.
+        Exception: whatever keeps W&B from starting.
+    """
+
+    def __init__(self, run_dir: RunDir, mode: str, first_step: int, wanted: Mapping[str, Any]) -> None:
+        self._run_dir, self._live = run_dir, mode == "online"
+        fresh = not _id_path(run_dir).exists()
+        self._run = _start(run_dir, mode, wanted)
+        self._given = -1 if fresh else self._given_before()
+        self._remember(self._given)
+        # What former starts drew, W&B has from them.
+        self._shown: set[Path] = set() if fresh else self._pictures()
+        history = read_metrics(run_dir.metrics_path)
+        self._waiting = [line for line in history if self._given < line["step"] <= first_step]
+        self.cover(first_step)
+
+    def send(self, line: Mapping[str, Any]) -> None:
+        """Hand one step's values over, now (online) or as soon as a checkpoint covers it."""
+        if line["step"] <= self._given:
+            return
+        if self._live:
+            self._run.log(dict(line), step=line["step"])
+            self._show(line["step"])
+            self._remember(line["step"])
+        else:
+            self._waiting.append(dict(line))
+
+    def cover(self, step: int) -> None:
+        """No start will train the steps up to ``step`` again."""
+        ready = [line for line in self._waiting if line["step"] <= step]
+        if not ready:
+            return
+        self._waiting = self._waiting[len(ready) :]
+        for line in ready:
+            self._run.log(line, step=line["step"])
+        self._show(ready[-1]["step"])
+        self._given = ready[-1]["step"]
+        self._remember(self._given)
+
+    def finish(self, exit_code: int) -> None:
+        """Close W&B's run; what no checkpoint covers is not handed over."""
+        self._run.finish(exit_code=exit_code)
+
+    def _given_before(self) -> int:
+        """The last step that former starts handed over."""
+        if self._live:
+            return int(self._run.starting_step) - 1
+        try:
+            return int(self._mark.read_text())
+        except (OSError, ValueError):  # by a nanodist that kept no mark and handed every line over
+            return max((line["step"] for line in metric_lines(self._run_dir.metrics_path)), default=-1)
+
+    def _remember(self, step: int) -> None:
+        if not self._live:
+            atomic.write_text(self._mark, f"{step}\n")
+            return
+        # Online the server knows: this is for a later offline start, and worth no wait for a disk at every line.
+        temporary = self._mark.with_name(".given.tmp")
+        temporary.write_text(f"{step}\n")
+        os.replace(temporary, self._mark)
+
+    def _pictures(self) -> set[Path]:
+        views = self._run_dir.report / "views.png"
+        return {*self._run_dir.pictures.glob("*.png"), *([views] if views.is_file() else [])}
+
+    @property
+    def _mark(self) -> Path:
+        return self._run_dir.wandb / "given"
+
+    def _show(self, step: int) -> None:
+        """Hand over the run directory's new pictures, ``NAME-STEP.png`` as ``NAME``."""
+        new = sorted(self._pictures() - self._shown)
+        if not new:
+            return
+        import wandb
+
+        self._shown.update(new)
+        named = {f"pictures/{path.stem.rpartition('-')[0] or path.stem}": path for path in new}
+        self._run.log({name: wandb.Image(str(path)) for name, path in named.items()}, step=step)
+
+
+def _id_path(run_dir: RunDir) -> Path:
+    return run_dir.wandb / "run_id"
+
+
+def _start(run_dir: RunDir, mode: str, wanted: Mapping[str, Any]) -> Any:
+    import wandb
+
+    path = _id_path(run_dir)
+    fresh = not path.exists()
+    run_id = secrets.token_hex(8) if fresh else path.read_text().strip()
+    quiet: dict[str, Any] = {"silent": True, "console": "off", "init_timeout": 60.0}
+    if "finish_timeout" in wandb.Settings.model_fields:  # younger than the oldest W&B that is supported
+        quiet["finish_timeout"] = 120.0
+    run = wandb.init(
+        id=run_id,
+        resume="allow",
+        mode=mode,  # type: ignore[arg-type]
+        dir=str(run_dir.path),
+        project=wanted["project"],
+        name=wanted["name"] or run_dir.path.resolve().name,
+        group=wanted["group"] or None,
+        job_type=wanted["job_type"] or None,
+        config=dict(wanted["config"] or {}),
+        settings=wandb.Settings(**quiet),
+    )
+    run.define_metric("*", step_metric="step")  # W&B's own count goes astray over several offline starts
+    if fresh:
+        try:
+            # Without its id on the disk, the next start would begin another run.
+            atomic.write_text(path, run_id + "\n")
+        except OSError:
+            run.finish(exit_code=1)
+            raise
+    return run
