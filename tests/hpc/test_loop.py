@@ -30,7 +30,7 @@ def _train(run, task, plan=PLAN, keepers=None, state=None, covered=None):
     engine = PlainEngine(task.module)
     state = state or TrainState()
     restore(task, engine, run, state, warn=said.append)
-    tracker = SimpleNamespace(log=lines.append, cover=covered if covered is not None else lambda step: None)
+    tracker = SimpleNamespace(log=lines.append, cover=covered or (lambda step: None))
     train(task, engine, plan, run, tracker, state, None, keepers, said.append)
     return engine, lines, said
 
@@ -143,7 +143,8 @@ def test_preempted_at_any_step_and_continued_is_the_undisturbed_run(run, tmp_pat
         engine = PlainEngine(task.module)
         restore(task, engine, other, state, warn=lines.append)
         with pytest.raises(Preempted, match="SIGUSR2"):
-            train(task, engine, plan, other, SimpleNamespace(log=lines.append), state, None, Keepers(Asked(after)))
+            tracker = SimpleNamespace(log=lines.append, cover=lambda step: None)
+            train(task, engine, plan, other, tracker, state, None, Keepers(Asked(after)))
         assert _saved(other)[-1] == f"step-{state.step:08d}"
     assert state.step == 8
     _, rest, _ = _train(other, Quadratic(), plan)
