@@ -29,7 +29,7 @@ def test_a_new_run_directory_is_whole(tmp_path):
     assert run.recipe_path.read_text() == "seed: 1\n"
     assert run.record()["fingerprint"] == "f00d" and run.record()["starts"] == []
     folders = {path.name for path in run.path.iterdir()}
-    assert folders == {"recipe.yaml", "run.json", "checkpoints", "wandb", "export", "report"}
+    assert folders == {"recipe.yaml", "run.json", "checkpoints", "wandb", "export", "report", "pictures"}
 
 
 def test_resume_takes_the_machine_keys_of_the_new_recipe(tmp_path):
