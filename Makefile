@@ -20,7 +20,7 @@ $(STAMP): setup.cfg constraints.txt
 	$(PYTHON) -c "import sys; sys.exit('nanodist needs Python 3.10 or newer') if sys.version_info < (3, 10) else None"
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,launch,mpich,io,remote,export,measure,segment,scattering,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,launch,mpich,io,remote,export,measure,segment,dashboard,scattering,dev]'
 	touch $(STAMP)
 
 $(DEMO)/synth/meta.csv: | $(STAMP)

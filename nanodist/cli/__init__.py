@@ -27,6 +27,7 @@ COMMANDS = {
     "export": "Write a trained encoder so that others load it without nanodist.",
     "report": "Write one self-contained HTML page about a run.",
     "sync": "Give what runs without internet recorded for Weights & Biases to its server.",
+    "dashboard": "Create a Weights & Biases dashboard for pretraining, fine-tunings or sweeps.",
     "doctor": "Say what this machine has, and what is missing for what.",
 }
 
