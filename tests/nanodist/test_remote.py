@@ -190,3 +190,25 @@ def test_staging_refuses_a_damaged_shard_and_a_full_disk(store, tmp_path, monkey
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10})())
     with pytest.raises(UserError, match=r"0.0 GiB free and the shards need"):
         stage(store, tmp_path / "other")
+
+
+def test_a_store_in_a_bucket_streams_into_processes(store, tmp_path, monkeypatch):
+    pytest.importorskip("flask_cors")
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    s3fs = pytest.importorskip("s3fs")
+    for name, value in {"ACCESS_KEY_ID": "k", "SECRET_ACCESS_KEY": "s", "DEFAULT_REGION": "us-east-1"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        files = s3fs.S3FileSystem(skip_instance_cache=True)
+        files.mkdir("bucket")
+        files.put(str(tmp_path / "store"), "bucket/store", recursive=True)
+        remote = open_remote("s3://bucket/store", cache=Cache(str(tmp_path / "cache"), 1 << 30))
+        with Loader(remote, Order(40, 0, 8), 0, 1, workers=2) as loader:
+            for batch in (next(loader) for _ in range(10)):
+                assert np.array_equal(batch.images, np.stack([store.read(i) for i in batch.indices.tolist()]))
+        assert 0 < remote.files.traffic.bytes_read <= remote.shard_bytes + 40 * 512
+    finally:
+        server.stop()
