@@ -1,0 +1,39 @@
+"""``nanodist masks``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("source", type=Path, metavar="COCO.json|FOLDER", help="COCO file, or folder of coloured masks.")
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="New folder of masks of numbers.")
+    parser.add_argument(
+        "--instances", action="store_true", help="COCO: number the objects of an image, not their classes."
+    )
+    parser.add_argument("--colors", type=Path, metavar="FILE.csv", help="Class of each colour (columns color, class).")
+    parser.add_argument("--nearest", action="store_true", help="Other colours take the class of the nearest one.")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert, and say what the numbers mean."""
+    from hpc.errors import UserError
+    from nanodist.shards.mask_codings import convert_coco, convert_colours, read_colours
+
+    if args.source.is_dir():
+        if args.instances:
+            raise UserError("--instances is for COCO files: colours tell classes")
+        if args.nearest and args.colors is None:
+            raise UserError("--nearest takes --colors FILE.csv, which says what there is to be near to")
+        colours = read_colours(args.colors) if args.colors is not None else None
+        legend = convert_colours(args.source, args.out, colours, args.nearest)
+    else:
+        if args.colors is not None or args.nearest:
+            raise UserError(f"--colors and --nearest are for a folder of coloured masks, and {args.source} is none")
+        legend = convert_coco(args.source, args.out, "instances" if args.instances else "classes")
+    names = legend["colours"] if "colours" in legend else legend["classes"]
+    what = ", ".join(f"{number} {name}" for name, number in names.items())
+    print(f"{args.out}: {'objects of' if legend.get('kind') == 'instances' else 'classes'} {what}")
+    return 0
