@@ -1,0 +1,104 @@
+"""Numbers and headers of TIFF (tifffile) and of detectors' own formats (fabio)."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hpc.errors import UserError
+from nanodist.scattering.headers import from_dectris_text, from_edf, from_mar
+from nanodist.scattering.pattern import QGrid
+from nanodist.scattering.raw import Raw, check_plane, needs, one_frame
+
+# fabio says on standard error what it tries; errors reach the user as one sentence.
+logging.getLogger("fabio").addHandler(logging.NullHandler())
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
+MARKER = "nanodist_pattern"
+
+
+def read_tiff(path: Path, frame: int | None) -> Raw:
+    """A page of a TIFF of any compression, with the text header of Dectris detectors or the q of `write_pattern`.
+
+    Raises:
+        UserError: damaged, a colour picture, several pages and none chosen.
+    """
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(path) as tif:
+            number = one_frame(len(tif.pages), frame, path)
+            page = tif.pages[number]
+            check_plane(page.shape, path)
+            values = page.asarray()
+            text = str(getattr(page, "description", "") or "")
+            raw = Raw(values, len(tif.pages), metadata={"format": "TIFF"})
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path} is a damaged or truncated TIFF ({short(error)}): copy or write it again") from error
+    if text.startswith("{") and MARKER in text:
+        _from_own(text, raw, path)
+    else:
+        from_dectris_text(text, raw)
+    return raw
+
+
+def _from_own(text: str, raw: Raw, path: Path) -> None:
+    """What `nanodist.scattering.write.write_pattern` states."""
+    try:
+        facts = json.loads(text)[MARKER]
+        grid = QGrid(int(facts["grid"]["size"]), float(facts["grid"]["q_max_inv_nm"]))
+        kind = facts["kind"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} has a damaged description ({short(error)}): write it again") from error
+    if raw.values.shape != (grid.size, grid.size) or kind not in ("counts", "reduced"):
+        raise UserError(
+            f"{path} has a description of another pattern ({grid.size} pixels a side, {kind}): write it again"
+        )
+    raw.q_planes = grid.q()
+    raw.kind = kind
+    raw.setup = "transmission"
+    raw.metadata["exposure_s"] = facts.get("exposure_s")
+
+
+def read_detector_file(path: Path, frame: int | None) -> Raw:
+    """A frame of any file that fabio reads: EDF, CBF, MarCCD, Mar345, ADSC, Bruker, Fit2D, numpy, ...
+
+    Raises:
+        UserError: fabio is not installed or cannot read it; several frames and none chosen.
+    """
+    needs(path, "a detector's file", "fabio")
+    import fabio
+
+    logging.getLogger("fabio").setLevel(logging.CRITICAL)
+    try:
+        with fabio.open(str(path)) as image:
+            number = one_frame(int(image.nframes), frame, path)
+            chosen: Any = image.getframe(number) if number else image
+            check_plane(tuple(chosen.shape or chosen.data.shape), path)
+            values, header = np.array(chosen.data), dict(chosen.header)
+            kind, frames = type(image).__name__, int(image.nframes)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{path} is no pattern that fabio reads, or a damaged one ({short(error)}): write it as TIFF, EDF, CBF or "
+            "NXcanSAS, or copy it again"
+        ) from error
+    raw = Raw(values, frames, metadata={"format": kind.removesuffix("Image")})
+    if "_array_data.header_contents" in header:
+        from_dectris_text(str(header["_array_data.header_contents"]), raw)
+    elif kind == "MarccdImage":
+        from_mar(header, raw)
+    else:
+        from_edf(header, raw)
+    return raw
+
+
+def short(error: BaseException) -> str:
+    """The first line of what a library said."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
