@@ -216,7 +216,12 @@ def to_dict(recipe: Any, *, what_only: bool = False) -> dict[str, Any]:
 
 def to_yaml(recipe: Any) -> str:
     """A recipe as YAML that :func:`build` reads back to an equal one."""
-    return yaml.safe_dump(to_dict(recipe), sort_keys=False, default_flow_style=None, allow_unicode=True)
+    return plain_yaml(to_dict(recipe))
+
+
+def plain_yaml(values: Mapping[str, Any]) -> str:
+    """Plain values as YAML, in their order."""
+    return yaml.safe_dump(dict(values), sort_keys=False, default_flow_style=None, allow_unicode=True)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -40,10 +40,16 @@ def build_parser() -> argparse.ArgumentParser:
         sub.add_argument("--max-parallel", type=int, default=64, metavar="N", help="Allocations at a time.")
     many.add_argument("--dry-run", action="store_true", help="Say what would run, and stop.")
     again.add_argument("fingerprints", nargs="*", metavar="FINGERPRINT", help="Of the jobs; default: all of them.")
+    chain = commands.add_parser("pipeline", help="Pretrain, export, fan out and report: what is missing of it.")
+    chain.add_argument("pipeline", help="YAML file of the pipeline.")
+    chain.add_argument("--max-parallel", type=int, default=64, metavar="N", help="Allocations of a sweep at a time.")
+    chain.add_argument("--dry-run", action="store_true", help="Say how far it is, and stop.")
+    chain.add_argument("--wait", action="store_true", help="Wait for the page; exit code 1 if a step failed.")
+    _add_place(chain)
     for sub in (one, many, again):
         _add_resources(sub)
     status = commands.add_parser("status", help="How far a sweep is.")
-    status.add_argument("sweep", help="YAML file or folder of the sweep.")
+    status.add_argument("sweep", help="YAML file or folder of the sweep, or folder of the pipeline.")
     status.add_argument("--every", type=float, default=30.0, metavar="S", help="Seconds between looks; 0: look once.")
     table = commands.add_parser("collect", help="One table of all jobs of a sweep.")
     table.add_argument("sweep", help="YAML file of the sweep.")
@@ -53,9 +59,13 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_resources(parser: argparse.ArgumentParser) -> None:
+def _add_place(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cluster", choices=CLUSTERS, default="slurm", help="Slurm, processes here, or this process.")
     parser.add_argument("--site", metavar="FILE", help="YAML with the site's values (partition, modules, ...).")
+
+
+def _add_resources(parser: argparse.ArgumentParser) -> None:
+    _add_place(parser)
     for name, what in _RESOURCES.items():
         option = f"--{name.replace('_', '-')}"
         parser.add_argument(option, type=int, metavar="N", help=f"{what}; overrides the site file.")
@@ -72,6 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "submit": _submit,
         "sweep": _sweep,
         "retry": _retry,
+        "pipeline": _pipeline,
         "status": _status,
         "collect": _collect,
         "cancel": _cancel,
@@ -91,7 +102,7 @@ def _overrides_first(arguments: list[str]) -> list[str]:
 
 
 def _resources(options: argparse.Namespace) -> SlurmResources:
-    changes = {name: getattr(options, name) for name in _RESOURCES}
+    changes = {name: getattr(options, name, None) for name in _RESOURCES}
     if options.site:
         return SlurmResources.from_site(options.site, **changes)
     return SlurmResources.from_values({}, "command line", **changes)
@@ -148,13 +159,39 @@ def _retry(options: argparse.Namespace) -> int:
     return 0
 
 
+def _pipeline(options: argparse.Namespace) -> int:
+    from launch.pipeline import Pipeline
+
+    pipeline, resources = Pipeline.from_yaml(options.pipeline), _resources(options)
+    if options.dry_run:
+        print(pipeline.preview())
+        return 0
+    for step in pipeline.submit(options.cluster, resources, options.max_parallel):
+        numbers = ", ".join(step.jobs[:5]) + (", ..." if len(step.jobs) > 5 else "")
+        print(
+            f"{step.name}: {step.state}{f' ({numbers})' if numbers else ''}{f': {step.reason}' if step.reason else ''}"
+        )
+    if options.wait or options.cluster != "slurm":
+        bad = pipeline.wait()
+        for sentence in bad:
+            print(sentence, file=sys.stderr)
+        print(pipeline.page)
+        return 1 if bad else 0
+    print(f"{pipeline.page} will be written at the end; python -m launch status {pipeline.home}")
+    return 0
+
+
 def _status(options: argparse.Namespace) -> int:
     from launch.records import SweepFolder
     from launch.sweep import Sweep
     from launch.watch import watch
 
-    folder = SweepFolder(options.sweep) if Path(options.sweep).is_dir() else Sweep.from_yaml(options.sweep).folder
-    watch(folder, options.every)
+    place = Path(options.sweep)
+    if (place / "pipeline.json").is_file():
+        folders = [SweepFolder(path.parent) for path in sorted(place.glob("sweeps/*/records"))]
+        watch(folders, options.every, place)
+    else:
+        watch([SweepFolder(place) if place.is_dir() else Sweep.from_yaml(place).folder], options.every)
     return 0
 
 

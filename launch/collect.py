@@ -33,11 +33,14 @@ def state_of(record: Record, silent_s: float, active: bool) -> str:
 def rows(folder: SweepFolder, jobs: Iterable[Job], kind: Kind) -> list[Row]:
     """The rows of :func:`collect`, as plain values."""
     active = active_jobs(folder)
+    broken = {name: why for name in folder.helpers() if (why := _why_not(folder, name))}
     found: list[Row] = []
     for job in jobs:
         record = folder.record(job.fingerprint)
         state = state_of(record, folder.silent_s(job.fingerprint), job.fingerprint in active)
         told = _told(folder, job, record, state)
+        if state == "missing":
+            told["reason"] = next((f"needs {name}: {broken[name]}" for name in job.needs if name in broken), "")
         measured: list[Row] = [{}]
         if state == "done":
             try:
@@ -47,6 +50,14 @@ def rows(folder: SweepFolder, jobs: Iterable[Job], kind: Kind) -> list[Row]:
         # What the job measured may have a name of its own for what was set; what was set stands first.
         found += [{**told, **{name: value for name, value in one.items() if name not in told}} for one in measured]
     return found
+
+
+def _why_not(folder: SweepFolder, helper: str) -> str:
+    """Why a helper came to nothing; empty while it may still be done."""
+    record = folder.record(helper)
+    if not record.final or record.state == "done":
+        return ""
+    return record.failures[-1] if record.failures else record.state
 
 
 def _told(folder: SweepFolder, job: Job, record: Record, state: str) -> Row:
@@ -70,7 +81,7 @@ def collect(folder: SweepFolder, jobs: Sequence[Job], kind: Kind) -> pandas.Data
 
     Columns: ``fingerprint``, what the sweep set, ``state``, ``reason``, ``log`` (its last lines where it failed),
     ``tries``, ``seconds``, ``overhead_s`` (of these outside of the command), ``run_dir``, and what was measured. The
-    same goes to ``sweep.parquet`` and ``sweep.json`` in the sweep's folder; a report reads the latter.
+    same goes to ``sweep.parquet`` and ``sweep.json`` in the sweep's folder, and ``sweep.html`` is the page about it.
 
     Raises:
         UserError: pandas is missing, or the queue cannot be asked.
@@ -79,21 +90,30 @@ def collect(folder: SweepFolder, jobs: Sequence[Job], kind: Kind) -> pandas.Data
         import pandas
     except ImportError:
         raise UserError("collect needs pandas and pyarrow: pip install 'nanodist[launch]'") from None
-    found = rows(folder, jobs, kind)
-    table = pandas.DataFrame(found)
+    from launch.pages import sweep_page
+
+    found = document(folder, jobs, kind)
+    table = pandas.DataFrame(found["rows"])
     if not folder.path.is_dir():
         return table
-    counts: dict[str, int] = {}
-    for state in {row["fingerprint"]: row["state"] for row in found}.values():
-        counts[state] = counts.get(state, 0) + 1
-    document: dict[str, Any] = {"schema": SCHEMA, "sweep": folder.name, "job": kind.name, "states": counts}
-    atomic.write_json(folder.path / "sweep.json", {**document, "rows": found})
+    atomic.write_json(folder.path / "sweep.json", found)
     temporary = folder.path / f".sweep.parquet.{os.getpid()}.tmp"
     # Values of several types under one name (a number, or "all") are text in a column of a file.
     plain = table.apply(lambda column: column if _of_one_type(column) else column.map(_as_text))
     plain.to_parquet(temporary)
     temporary.replace(folder.path / "sweep.parquet")
+    sweep_page(folder, found)
     return table
+
+
+def document(folder: SweepFolder, jobs: Sequence[Job], kind: Kind) -> dict[str, Any]:
+    """What ``sweep.json`` holds: the rows, what was set in them, and how many jobs are in which state."""
+    found = rows(folder, jobs, kind)
+    counts: dict[str, int] = {}
+    for state in {row["fingerprint"]: row["state"] for row in found}.values():
+        counts[state] = counts.get(state, 0) + 1
+    names = [*dict.fromkeys(name for job in jobs for name in job.point)]
+    return {"schema": SCHEMA, "sweep": folder.name, "job": kind.name, "states": counts, "set": names, "rows": found}
 
 
 def _of_one_type(column: Any) -> bool:

@@ -12,12 +12,14 @@ import dataclasses
 import io
 import signal
 import subprocess
+import sys
 import traceback
 from typing import Any, ClassVar, NoReturn, Protocol
 
 from hpc import atomic
 from hpc.preemption import EXIT_CODE
 from launch.after import final_mark
+from launch.snapshot import changed
 
 USER_CODE = 2  # what only the user can mend
 MOST_RESTARTS = 100
@@ -77,6 +79,8 @@ class RecipeJob:
 
         line = " ".join(["nanodist", *self.arguments()])
         environment = _environment()
+        for sentence in changed():
+            print(f"launch: warning: {sentence}", file=sys.stderr)
         try:
             code = main(self.arguments())
         except Exception:
@@ -90,7 +94,7 @@ class RecipeJob:
         if code not in (0, USER_CODE) and environment is not None and environment.cluster == "slurm":
             raise SystemExit(code)
         if code != 0:
-            _give_up(environment, f"'{line}' ended with exit code {code}")
+            give_up(f"'{line}' ended with exit code {code}")
         return line
 
     def checkpoint(self, *args: Any, **kwargs: Any) -> Any:
@@ -110,12 +114,13 @@ def _environment() -> Any:
         return None
 
 
-def _give_up(environment: Any, why: str) -> NoReturn:
+def give_up(why: str) -> NoReturn:
     """End for good: mark it, so that the batch script does not start the job again.
 
     Raises:
         RuntimeError: always.
     """
+    environment = _environment()
     if environment is not None and environment.cluster == "slurm":
         atomic.write_text(final_mark(environment.paths.folder, environment.job_id), why)
     raise RuntimeError(why)
@@ -142,7 +147,7 @@ def requeue(job: Restartable, line: str) -> NoReturn:
     for number in (signal.SIGUSR2, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     if job.restarts <= 0:
-        _give_up(environment, f"'{line}' was preempted after {MOST_RESTARTS} restarts; submit it again, it goes on")
+        give_up(f"'{line}' was preempted after {MOST_RESTARTS} restarts; submit it again, it goes on")
     if environment.global_rank != 0:
         raise SystemExit(0)
     pickle = environment.paths.submitted_pickle

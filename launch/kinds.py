@@ -12,8 +12,10 @@ from typing import Any
 from hpc import config
 from hpc.config import option, parse_yaml
 from hpc.errors import UserError
+from launch.records import Job
 
 Row = dict[str, Any]
+FEATURES = "features"
 
 
 class Inputs:
@@ -95,6 +97,26 @@ class ProbeRecipe:
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a job belongs: the name and folder of its sweep, and its run directory."""
+
+    sweep: str
+    folder: Path
+    run_dir: Path
+
+
+Arguments = Callable[[Any, str, Sequence[str], Place], list[str]]
+
+
+def _no_helpers(recipe: Any, folder: Path, inputs: Inputs) -> list[Job]:
+    return []
+
+
+def _no_stores(recipe: Any) -> list[str]:
+    return []
+
+
+@dataclass(frozen=True)
 class Kind:
     """A command of ``nanodist`` as a job.
 
@@ -103,17 +125,20 @@ class Kind:
         parts: the class of the recipe, and the values of a source (a file or a packaged name).
         keys: short names of keys, beside the last parts of dotted keys that only one key has.
         identity: twelve hex digits of a recipe, as the run itself has them.
-        arguments: the command line of a recipe (and the source and overrides that it is from) and a run directory.
+        arguments: the command line of a recipe (and the source and overrides that it is from) in its place.
         rows: what a finished run directory measured, a row or several.
-        sources: the folders that a recipe reads.
+        helpers: what a recipe needs to be done before, in the folder of a sweep.
+        embedded: the stores that there is a helper for.
     """
 
     name: str
     parts: Callable[[str], tuple[type, Mapping[str, Any]]]
     identity: Callable[[Any, Inputs], str]
-    arguments: Callable[[Any, str, Sequence[str], str], list[str]]
+    arguments: Arguments
     rows: Callable[[Path], list[Row]]
     keys: Mapping[str, str] = field(default_factory=dict)
+    helpers: Callable[[Any, Path, Inputs], list[Job]] = _no_helpers
+    embedded: Callable[[Any], list[str]] = _no_stores
 
     def key(self, name: str, known: Mapping[str, Any]) -> str:
         """The dotted key that ``name`` stands for, among the flat keys of a recipe.
@@ -134,9 +159,12 @@ class Kind:
         return name
 
 
-def _by_recipe(name: str) -> Callable[[Any, str, Sequence[str], str], list[str]]:
-    # The right side of an override is YAML, as JSON is.
-    return lambda recipe, source, overrides, run_dir: [name, source, *overrides, f"run_dir={json.dumps(run_dir)}"]
+def _by_recipe(name: str) -> Arguments:
+    def line(recipe: Any, source: str, overrides: Sequence[str], place: Place) -> list[str]:
+        # The right side of an override is YAML, as JSON is.
+        return [name, source, *overrides, f"run_dir={json.dumps(str(place.run_dir))}"]
+
+    return line
 
 
 def _pretrain_parts(source: str) -> tuple[type, Mapping[str, Any]]:
@@ -185,10 +213,26 @@ def _probe_identity(recipe: ProbeRecipe, inputs: Inputs) -> str:
     return config.identity_hash({"probe": what}, hashes)
 
 
-def _probe_arguments(recipe: ProbeRecipe, source: str, overrides: Sequence[str], run_dir: str) -> list[str]:
+def _probe_arguments(recipe: ProbeRecipe, source: str, overrides: Sequence[str], place: Place) -> list[str]:
     options = {f.name: getattr(recipe, f.name) for f in fields(recipe) if f.name != "encoder"}
     line = [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if value != ""]
-    return ["probe", recipe.encoder, *line, f"--out={run_dir}"]
+    return ["probe", recipe.encoder, *line, f"--features={place.folder / FEATURES}", f"--out={place.run_dir}"]
+
+
+def _embedded(recipe: ProbeRecipe) -> list[str]:
+    return [path for path in (recipe.store, recipe.test_store) if path]
+
+
+def _features(recipe: ProbeRecipe, folder: Path, inputs: Inputs) -> list[Job]:
+    """The features of the frozen encoder for each store, which all its probes read."""
+    made = []
+    for store in _embedded(recipe):
+        hashes = {"encoder": inputs.weights(recipe.encoder), "store": inputs.store(store)}
+        fingerprint = config.identity_hash({"features": {}}, hashes)
+        line = ["probe", recipe.encoder, f"--store={store}", "--embed-only", f"--features={folder / FEATURES}"]
+        line += ["--baselines=none", f"--out={folder / FEATURES}"]
+        made.append(Job(fingerprint, {"features_of": recipe.encoder, "store": store}, line))
+    return made
 
 
 def _scores(run_dir: Path) -> list[Row]:
@@ -225,7 +269,7 @@ KINDS = {
             _scores,
             {"store": "data.store", "encoder": "encoder.source"},
         ),
-        Kind("probe", _probe_parts, _probe_identity, _probe_arguments, _scores),
+        Kind("probe", _probe_parts, _probe_identity, _probe_arguments, _scores, {}, _features, _embedded),
     )
 }
 

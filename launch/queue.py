@@ -7,58 +7,160 @@ import os
 import subprocess
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hpc.errors import UserError
-from launch.records import SweepFolder
+from launch.records import Job, SweepFolder
 from launch.resources import SlurmResources
-from launch.submit import make_executor
-from launch.worker import Allocation, run_here
+from launch.submit import environment_of, make_executor
+from launch.worker import Allocation, Chunk, run_here
 
 _ASK_EVERY_S = 30.0
 _DEFAULT_MOST_IN_ARRAY = 1000
 _asked: tuple[float, frozenset[str] | None] = (float("-inf"), None)
 
 
-def submit_allocations(
-    folder: SweepFolder,
-    packs: Sequence[tuple[str, ...]],
-    cluster: str,
-    resources: SlurmResources,
-    max_parallel: int,
-    side_by_side: int,
-) -> Sequence[Any]:
-    """Submit each pack of jobs as one allocation; in Slurm as members of job arrays.
+@dataclass(frozen=True)
+class How:
+    """How allocations are submitted.
+
+    Attributes:
+        cluster: slurm, local or debug.
+        resources: of each allocation.
+        max_parallel: allocations at a time.
+        pack: jobs an allocation.
+        side_by_side: of these, how many run at once.
+    """
+
+    cluster: str = "slurm"
+    resources: SlurmResources = field(default_factory=SlurmResources)
+    max_parallel: int = 64
+    pack: int = 1
+    side_by_side: int = 1
+
+
+def submit_jobs(folder: SweepFolder, jobs: Sequence[Job], how: How) -> Sequence[Any]:
+    """Submit jobs, packed, and before them the helpers that they need and that are not done.
 
     Raises:
         UserError: the cluster is unknown or takes none.
     """
-    if not packs:
-        return []
-    if cluster == "debug":
+    needed = dict.fromkeys(name for job in jobs for name in job.needs)
+    waiting = [name for name in needed if folder.record(name).state != "done"]
+    active = active_jobs(folder)
+    absent = [name for name in waiting if name not in active]
+    for name in absent:
+        folder.write(name, folder.record(name).anew())
+    handles = submit_allocations(folder, [(name,) for name in absent], how, required=True)
+    if how.cluster == "local":
+        for handle in handles:
+            handle.exception()  # a machine is no queue: what needs them cannot wait there
+    if how.cluster != "slurm":
+        # Those whose helper failed stay missing, with its reason.
+        jobs = [job for job in jobs if all(folder.record(name).state == "done" for name in job.needs)]
+        waiting = []
+    numbers = {line["id"]: line["fingerprints"] for line in folder.allocations()}
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for job in jobs:
+        groups.setdefault(tuple(name for name in job.needs if name in waiting), []).append(job.fingerprint)
+    submitted = [*handles]
+    for needs, names in groups.items():
+        packs = [tuple(names[i : i + how.pack]) for i in range(0, len(names), max(1, how.pack))]
+        # The last allocation of a helper is the one that has it now.
+        after = [next(number for number in reversed(numbers) if name in numbers[number]) for name in needs]
+        conditions = [f"afterok:{number}" for number in after] if how.cluster == "slurm" else []
+        submitted += submit_allocations(folder, packs, how, after=conditions)
+    return submitted
+
+
+def submit_allocations(
+    folder: SweepFolder,
+    packs: Sequence[tuple[str, ...]],
+    how: How,
+    after: Sequence[str] = (),
+    required: bool = False,
+) -> Sequence[Any]:
+    """Submit each pack of jobs as one allocation; in Slurm as members of job arrays.
+
+    Args:
+        folder: of the sweep.
+        packs: fingerprints of each allocation.
+        how: see :class:`How`.
+        after: conditions of Slurm on other jobs.
+        required: an allocation fails where a job of it does, so that what depends on it is not started.
+
+    Raises:
+        UserError: the cluster is unknown or takes none.
+    """
+    if how.cluster == "debug":
         for pack in packs:
             run_here(folder, pack)
         return []
+    allocations = [Allocation(str(folder.path), pack, how.side_by_side, required=required) for pack in packs]
+    described = [{"fingerprints": list(pack)} for pack in packs]
+    return _submit_all(folder, allocations, described, how, after)
+
+
+def submit_chunks(folder: SweepFolder, listed: str, part: str, count: int, how: How, after: Sequence[str]) -> list[str]:
+    """Submit allocations for jobs that are not known yet, but will be when ``after`` has come true.
+
+    Args:
+        folder: of the sweep.
+        listed: ``jobs`` or ``helpers``.
+        part: of the list, which another job writes.
+        count: jobs at most.
+        how: see :class:`How`.
+        after: conditions of Slurm on other jobs.
+
+    Returns:
+        Numbers of Slurm.
+
+    Raises:
+        UserError: Slurm takes none.
+    """
+    size = max(1, how.pack) if listed == "jobs" else 1
+    slices = [(begin, min(begin + size, count)) for begin in range(0, count, size)]
+    home, side = str(folder.path), how.side_by_side
+    chunks = [
+        Chunk(home, (), side, required=listed == "helpers", listed=listed, part=part, slice=one) for one in slices
+    ]
+    described = [{"list": listed, "part": part, "slice": list(one)} for one in slices]
+    return [str(job.job_id) for job in _submit_all(folder, chunks, described, how, after)]
+
+
+def _submit_all(
+    folder: SweepFolder,
+    allocations: Sequence[Allocation],
+    described: Sequence[dict[str, Any]],
+    how: How,
+    after: Sequence[str],
+) -> list[Any]:
+    resources, cluster = how.resources, how.cluster
+    if not allocations:
+        return []
     if resources.nodes * resources.tasks() > 1:
         raise UserError("the jobs of a sweep are processes alone: nodes and tasks_per_node must be 1; see side_by_side")
-    allocations = [Allocation(str(folder.path), pack, side_by_side) for pack in packs]
     logs = folder.path / "submitit"
     most = _most_in_array() if cluster == "slurm" else 1
     submitted: list[Any] = []
     for start in range(0, len(allocations), most):
         part = allocations[start : start + most]
-        executor = make_executor(resources, cluster, logs, f"sweep-{folder.name}", min(max_parallel, len(part)))
+        parallel = min(how.max_parallel, len(part))
+        executor = make_executor(resources, cluster, logs, f"sweep-{folder.name}", parallel, after)
         if cluster == "local":
-            _wait_for_room(submitted, max_parallel)
+            _wait_for_room(submitted, how.max_parallel)
         try:
-            with executor.batch():
+            with environment_of(executor), executor.batch():
                 jobs = [executor.submit(allocation) for allocation in part]
         except (RuntimeError, OSError, _failed_submission()) as error:
             raise UserError(f"the sweep cannot be submitted to {cluster}: {' '.join(str(error).split())}") from None
-        for job, allocation in zip(jobs, part, strict=True):
-            folder.add_allocation(str(job.job_id), cluster, allocation.fingerprints)
+        for job, what in zip(jobs, described[start : start + most], strict=True):
+            size = {"gpus": resources.gpus_per_node, "cpus": resources.cpus_per_task, "at_once": how.side_by_side}
+            folder.add_allocation(str(job.job_id), cluster, **what, **size)
         submitted += jobs
+    forget()
     return submitted
 
 
@@ -104,14 +206,25 @@ def forget() -> None:
 
 
 def active_jobs(folder: SweepFolder) -> frozenset[str]:
-    """Fingerprints of jobs whose allocation is in the queue or runs, and which are not final."""
+    """Fingerprints of jobs (and helpers) whose allocation is in the queue or runs, and which are not final."""
+    open_jobs: dict[str, bool] = {}
+
+    def is_open(name: str) -> bool:
+        if name not in open_jobs:
+            open_jobs[name] = not folder.record(name).final
+        return open_jobs[name]
+
     found: set[str] = set()
     for line in folder.allocations():
-        if all(folder.record(name).final for name in line["fingerprints"]):
-            continue
-        if _is_active(line):
-            found |= {name for name in line["fingerprints"] if not folder.record(name).final}
+        left = [name for name in line["fingerprints"] if is_open(name)]
+        if left and _is_active(line):
+            found.update(left)
     return frozenset(found)
+
+
+def is_in_queue(cluster: str, number: str) -> bool:
+    """Whether a job that was submitted has not ended."""
+    return _is_active({"cluster": cluster, "id": number})
 
 
 def _is_active(line: dict[str, Any]) -> bool:
@@ -122,6 +235,12 @@ def _is_active(line: dict[str, Any]) -> bool:
     except OSError:
         return False
     return b"submitit" in command
+
+
+def withdraw(number: str) -> None:
+    """Take a job of Slurm out of the queue."""
+    subprocess.run(["scancel", number], check=False, timeout=60)
+    forget()
 
 
 def cancel(folder: SweepFolder, fingerprints: Sequence[str]) -> list[str]:

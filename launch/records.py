@@ -1,8 +1,9 @@
 """What is known of each job of a sweep: one small file a job, written by who runs it, readable at any time.
 
-A sweep's folder holds ``jobs.jsonl`` (what was ever submitted), ``allocations.jsonl`` (which jobs went to the queue
-together, and under which number), and for a job with fingerprint F ``records/F.json``, ``logs/F.log`` and ``runs/F``.
-Nothing is locked: each file has one writer at a time.
+A sweep's folder holds ``jobs.jsonl`` (what was ever submitted; ``jobs-P.jsonl`` where part P of it was written by
+another), ``helpers.jsonl`` (what several jobs need, such as the features of an encoder), ``allocations.jsonl`` (which
+jobs went to the queue together, and under which number), and for a job with fingerprint F ``records/F.json``,
+``logs/F.log`` and ``runs/F``. Nothing is locked: each file has one writer at a time.
 """
 
 from __future__ import annotations
@@ -33,11 +34,13 @@ class Job:
         fingerprint: identity of its recipe and inputs.
         point: what the sweep set for it.
         arguments: the command line after ``nanodist``.
+        needs: fingerprints of the helpers that have to be done before it.
     """
 
     fingerprint: str
     point: dict[str, Any]
     arguments: list[str]
+    needs: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,10 @@ class Record:
     def final(self) -> bool:
         """Whether nothing more will be done by itself."""
         return self.state in FINAL
+
+    def anew(self) -> Record:
+        """A new submission is a new chance; what it cost so far still counts."""
+        return Record(seconds=self.seconds, training_s=self.training_s, starts=self.starts)
 
     def begun(self, allocation: str, host: str) -> Record:
         """A try begins now."""
@@ -139,23 +146,66 @@ class SweepFolder:
         """The file whose presence tells who runs a job to end it."""
         return self.path / "records" / f"{fingerprint}.cancel"
 
-    def jobs(self) -> dict[str, Job]:
-        """All jobs that were ever submitted, by fingerprint, in their order."""
-        return {line["fingerprint"]: Job(**line) for line in _lines(self.path / "jobs.jsonl")}
+    def jobs(self, part: str | None = None) -> dict[str, Job]:
+        """All jobs that were ever submitted (or those of one part), by fingerprint, in their order."""
+        return self._listed("jobs", part)
+
+    def helpers(self, part: str | None = None) -> dict[str, Job]:
+        """What jobs need, by fingerprint: they run as jobs do, and have no row in the table."""
+        return self._listed("helpers", part)
+
+    def job(self, fingerprint: str) -> Job:
+        """A job or a helper.
+
+        Raises:
+            KeyError: there is none of that fingerprint.
+        """
+        return {**self.helpers(), **self.jobs()}[fingerprint]
+
+    def _listed(self, name: str, part: str | None) -> dict[str, Job]:
+        own = self.path / f"{name}.jsonl"
+        paths = [own, *sorted(self.path.glob(f"{name}-*.jsonl"))] if part is None else [self._part(name, part)]
+        return {line["fingerprint"]: Job(**line) for path in paths for line in read_lines(path)}
+
+    def _part(self, name: str, part: str) -> Path:
+        return self.path / (f"{name}-{part}.jsonl" if part else f"{name}.jsonl")
 
     def add_jobs(self, jobs: Iterable[Job]) -> None:
         """Remember jobs that are new."""
-        known = self.jobs()
-        _append(self.path / "jobs.jsonl", [asdict(job) for job in jobs if job.fingerprint not in known])
+        self._add("jobs", jobs, self.jobs())
+
+    def add_helpers(self, helpers: Iterable[Job]) -> None:
+        """Remember helpers that are new."""
+        self._add("helpers", helpers, self.helpers())
+
+    def _add(self, name: str, jobs: Iterable[Job], known: dict[str, Job]) -> None:
+        append_lines(self._part(name, ""), [asdict(job) for job in jobs if job.fingerprint not in known])
+
+    def write_part(self, part: str, jobs: Iterable[Job], helpers: Iterable[Job]) -> None:
+        """Write a part whole; only one process may be the writer of a part."""
+        for name, members in (("helpers", helpers), ("jobs", jobs)):
+            text = "".join(json.dumps(asdict(job)) + "\n" for job in members)
+            atomic.write_text(self._part(name, part), text)
 
     def allocations(self) -> list[dict[str, Any]]:
-        """``id``, ``cluster`` and ``fingerprints`` of each, in the order of submission."""
-        return _lines(self.path / "allocations.jsonl")
+        """``id``, ``cluster``, ``fingerprints`` and more of each, in the order of submission.
 
-    def add_allocation(self, number: str, cluster: str, fingerprints: Iterable[str]) -> None:
-        """Remember which jobs went to the queue together."""
-        line = {"id": number, "cluster": cluster, "fingerprints": [*fingerprints], "time": time.time()}
-        _append(self.path / "allocations.jsonl", [line])
+        Of one that was submitted before its jobs were known, these are looked up, and none before they are known.
+        """
+        found = read_lines(self.path / "allocations.jsonl")
+        parts: dict[tuple[str, str], list[str]] = {}
+        for line in found:
+            if "slice" in line:
+                key = (line["list"], line["part"])
+                if key not in parts:
+                    parts[key] = [*self._listed(*key)]
+                begin, end = line["slice"]
+                line["fingerprints"] = parts[key][begin:end]
+        return found
+
+    def add_allocation(self, number: str, cluster: str, **what: Any) -> None:
+        """Remember what went to the queue together: ``fingerprints``, or ``list``, ``part`` and ``slice``."""
+        append_lines(self.path / "allocations.jsonl", [{"id": number, "cluster": cluster, **what, "time": time.time()}])
 
     def last_words(self, fingerprint: str, count: int = 5) -> list[str]:
         """The last lines of a job's log that say something."""
@@ -168,13 +218,15 @@ class SweepFolder:
         return [line.strip() for line in lines if line.strip()][-count:]
 
 
-def _append(path: Path, lines: list[dict[str, Any]]) -> None:
+def append_lines(path: Path, lines: list[dict[str, Any]]) -> None:
+    """Add JSON objects to a file, one a line."""
     text = "".join(json.dumps(line) + "\n" for line in lines)
     with open(path, "a", encoding="utf-8") as file:
         file.write(text)
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects of a file, one a line; none where there is no file, and none of a torn line."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError:

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shlex
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hpc.config import build, option, parse_yaml
 from hpc.errors import UserError
+
+_SECRET = re.compile(r"(?:^|_)(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(?:$|_)", re.IGNORECASE)
+# Python 3.10 has no PYTHONSAFEPATH: what lies in the working directory would be imported before the snapshot.
+_WITHOUT_HERE = (
+    "import sys, runpy; sys.path.remove(''); sys.argv = sys.argv[3:]; "
+    "runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +37,21 @@ class SlurmResources:
     time_min: int = option(60, "Time limit in minutes.", low=1)
     modules: tuple[str, ...] = option((), "Environment modules to load, in order.")
     setup: tuple[str, ...] = option((), "Shell lines that run before the job, such as activating an environment.")
+    environment: dict[str, str] = option({}, "Variables of the jobs' environment; no secrets.")
+    container: tuple[str, ...] = option(
+        (), "Words that Python is started by, such as [apptainer, exec, --nv, image.sif, python3]."
+    )
+
+    def check(self) -> None:
+        """Raise ``ValueError`` for a variable that cannot be, or that looks like a secret."""
+        for name in self.environment:
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+                raise ValueError(f"environment: '{name}' is no name of a variable")
+            if _SECRET.search(name):
+                raise ValueError(
+                    f"environment: '{name}' looks like a secret, which does not belong into a file; export it in the "
+                    "shell that submits, or log in ('wandb login')"
+                )
 
     @classmethod
     def from_site(cls, path: str | Path, **changes: Any) -> SlurmResources:
@@ -54,9 +79,23 @@ class SlurmResources:
         """Processes a node."""
         return self.tasks_per_node or self.gpus_per_node or 1
 
+    def changed(self, values: Mapping[str, Any], where: str) -> SlurmResources:
+        """The same with ``values`` put over them.
+
+        Raises:
+            UserError: as :meth:`from_values`.
+        """
+        return self.from_values({**dataclasses.asdict(self), **values}, where)
+
+    def python(self, cluster: str) -> str:
+        """The command that starts Python in a job, as shell text."""
+        here = [sys.executable] if sys.version_info >= (3, 11) else [sys.executable, "-u", "-c", _WITHOUT_HERE]
+        return shlex.join(self.container if self.container and cluster == "slurm" else here)
+
     def shell_lines(self) -> list[str]:
-        """What the batch script runs before ``srun``; names of modules are quoted."""
-        return [*(f"module load {shlex.quote(name)}" for name in self.modules), *self.setup]
+        """What the batch script runs before ``srun``; names of modules and values of variables are quoted."""
+        variables = [f"export {name}={shlex.quote(value)}" for name, value in self.environment.items()]
+        return [*(f"module load {shlex.quote(name)}" for name in self.modules), *variables, *self.setup]
 
     def submitit_parameters(self, cluster: str = "slurm") -> dict[str, Any]:
         """Arguments of submitit's ``AutoExecutor.update_parameters`` for ``cluster`` (slurm, local or debug)."""

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from hpc.end_note import VARIABLE
 from hpc.errors import UserError
+from launch import snapshot
 from launch.after import LOG_BEGIN
 from launch.resources import SlurmResources
 
@@ -20,7 +23,12 @@ _SIGNAL_DELAY_S = 180
 
 
 def submit(
-    function: Callable[[], Any], resources: SlurmResources, cluster: str, folder: str | Path, name: str = "nanodist"
+    function: Callable[[], Any],
+    resources: SlurmResources,
+    cluster: str,
+    folder: str | Path,
+    name: str = "nanodist",
+    after: Sequence[str] = (),
 ) -> Any:
     """Submit ``function`` as one job; its logs and pickles go to ``folder``, one file a process.
 
@@ -30,6 +38,8 @@ def submit(
         cluster: ``"slurm"``; ``"local"`` for processes of this machine; ``"debug"`` for this very process.
         folder: created if it is missing; readable by the nodes.
         name: the job's name in the queue.
+        after: conditions of Slurm on other jobs, such as ``afterok:12``; where one cannot come true any more the job is
+            taken out of the queue.
 
     Returns:
         submitit's job.
@@ -37,20 +47,26 @@ def submit(
     Raises:
         UserError: submitit or Slurm is missing, or the cluster cannot give the resources.
     """
-    executor = make_executor(resources, cluster, folder, name)
+    executor = make_executor(resources, cluster, folder, name, after=after)
     try:
-        return executor.submit(function)
+        with environment_of(executor):
+            return executor.submit(function)
     except Exception as error:
         raise _refused(error, cluster) from None
 
 
 def make_executor(
-    resources: SlurmResources, cluster: str, folder: str | Path, name: str, parallel: int | None = None
+    resources: SlurmResources,
+    cluster: str,
+    folder: str | Path,
+    name: str,
+    parallel: int | None = None,
+    after: Sequence[str] = (),
 ) -> Any:
-    """submitit's executor; arguments and errors as for :func:`submit`.
+    """submitit's executor; arguments and errors as for :func:`submit`. Its jobs run a copy of the present code.
 
     Args:
-        resources, cluster, folder, name: see there.
+        resources, cluster, folder, name, after: see there.
         parallel: members of a job array that may run at a time.
     """
     try:
@@ -64,15 +80,38 @@ def make_executor(
     if cluster == "debug" and resources.tasks() > 1:
         raise UserError("cluster 'debug' runs in this process: tasks_per_node must be 1; use 'local' for several")
     Path(folder).mkdir(parents=True, exist_ok=True, mode=0o700)
-    parameters = {**resources.submitit_parameters(cluster), **_preemption(resources, cluster, Path(folder))}
+    code = None if cluster == "debug" else snapshot.freeze(folder)
+    parameters = {**resources.submitit_parameters(cluster), **_preemption(resources, cluster, Path(folder), code)}
     if parallel is not None and cluster == "slurm":
         parameters["slurm_array_parallelism"] = parallel
+    if after and cluster == "slurm":
+        parameters["slurm_dependency"] = ",".join(after)
+    python = {} if cluster == "debug" else {f"{cluster}_python": resources.python(cluster)}
     try:
-        executor = submitit.AutoExecutor(folder=folder, cluster=cluster)
+        executor: Any = submitit.AutoExecutor(folder=folder, cluster=cluster, **python)
         executor.update_parameters(**parameters, name=name)
     except Exception as error:
         raise _refused(error, cluster) from None
+    # A batch script sets them itself.
+    environment = {**resources.environment, **snapshot.environment(code)} if code is not None else {}
+    executor.nanodist_environment = environment if cluster == "local" else {}
     return executor
+
+
+@contextlib.contextmanager
+def environment_of(executor: Any) -> Iterator[None]:
+    """The variables that a local job takes from the process that submits it."""
+    wanted: dict[str, str] = getattr(executor, "nanodist_environment", {})
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _refused(error: Exception, cluster: str) -> Exception:
@@ -84,9 +123,9 @@ def _refused(error: Exception, cluster: str) -> Exception:
     return error
 
 
-def _preemption(resources: SlurmResources, cluster: str, folder: Path) -> dict[str, Any]:
+def _preemption(resources: SlurmResources, cluster: str, folder: Path, code: Path | None) -> dict[str, Any]:
     """What makes a job of Slurm stoppable and requeueable, whatever the cluster's defaults are."""
-    if cluster != "slurm":
+    if cluster != "slurm" or code is None:
         return {}
     # SIGUSR2 so long before the end of the time, which is longer than a step and a save; shorter in a short job.
     delay = min(_SIGNAL_DELAY_S, 60 * resources.time_min // 4)
@@ -107,7 +146,7 @@ def _preemption(resources: SlurmResources, cluster: str, folder: Path) -> dict[s
     return {
         "slurm_signal_delay_s": delay,
         "slurm_additional_parameters": {"requeue": True, "kill-on-invalid-dep": "yes"},
-        "slurm_setup": [*before, *resources.shell_lines()],
+        "slurm_setup": [*before, *resources.shell_lines(), *snapshot.shell_lines(code)],
         "slurm_teardown": behind,
     }
 

@@ -15,13 +15,15 @@ from hpc import atomic, config
 from hpc.config import parse_yaml
 from hpc.errors import UserError
 from launch import grid as grids
-from launch.kinds import Inputs, Kind, kind_of
+from launch.kinds import Inputs, Kind, Place, kind_of
 from launch.reader import Reader
-from launch.records import Job, Record, SweepFolder
+from launch.records import Job, SweepFolder
 from launch.resources import SlurmResources
 
 if TYPE_CHECKING:
     import pandas
+
+    from launch.queue import How
 
 _KEYS = ("job", "recipe", "name", "folder", "overrides", "grid", "zip", "list", "random", "where")
 _EXAMPLES = 3
@@ -66,6 +68,7 @@ class Sweep:
         overrides: values that all jobs share, as a mapping by name or as ``key=value`` texts.
         name: of the sweep, and of its folder.
         folder: where sweeps live.
+        columns: more of what the table says of each job, the same for all.
 
     Raises:
         UserError: anything in it that cannot be; the recipes themselves are read by :meth:`jobs`.
@@ -83,6 +86,7 @@ class Sweep:
         overrides: Mapping[str, Any] | Sequence[str] = (),
         name: str = "sweep",
         folder: str | Path = "sweeps",
+        columns: Mapping[str, Any] | None = None,
     ) -> None:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
             raise UserError(f"sweep: name is '{name}'; letters, digits, '.', '_' and '-' only")
@@ -92,7 +96,9 @@ class Sweep:
         self._text = Path(recipe).read_bytes() if recipe and Path(recipe).is_file() else None
         self.points = grids.points(grid, zip, list, random, where)
         self.folder = SweepFolder(Path(folder) / name)
+        self.columns = dict(columns or {})
         self._jobs: Sequence[Job] | None = None
+        self._helpers: dict[str, Job] = {}
         self._read: Reader | None = None
         self._inputs = Inputs()
 
@@ -128,6 +134,36 @@ class Sweep:
             self._jobs = [*found.values()]
         return self._jobs
 
+    def helpers(self) -> Sequence[Job]:
+        """What jobs of the sweep need to be done before them; errors as for :meth:`jobs`."""
+        self.jobs()
+        return [*self._helpers.values()]
+
+    def check(self) -> None:
+        """Read all recipes, without a look at stores and encoders, which may not be there yet.
+
+        Raises:
+            UserError: a recipe that cannot be; the point is named.
+        """
+        known = self._known()
+        for point in self.points:
+            try:
+                self._reader.read(self._overrides(point, known))
+            except UserError as error:
+                raise self._at(point, error) from None
+
+    def helper_count(self) -> int:
+        """How many helpers there will be at most, before the encoder is there that they are for."""
+        known = self._known()
+        recipes = (self._reader.read(self._overrides(point, known)) for point in self.points)
+        return len({store for recipe in recipes for store in self.kind.embedded(recipe)})
+
+    def plan(self, part: str) -> None:
+        """Write all jobs as a part of the sweep's list, for allocations that were submitted before; see there."""
+        self.folder.make()
+        self.keep_recipe()
+        self.folder.write_part(part, self.jobs(), self.helpers())
+
     def _known(self) -> Mapping[str, Any]:
         """All keys of a recipe of the kind, by their dotted names."""
         cls, _ = self.kind.parts(self.recipe)
@@ -144,17 +180,28 @@ class Sweep:
             return [f"{self.kind.key(name, known)}={_text(value)}" for name, value in self.shared.items()]
         return [*self.shared]
 
+    def _overrides(self, point: grids.Point, known: Mapping[str, Any]) -> list[str]:
+        return [
+            *self._shared(known),
+            *(f"{self.kind.key(name, known)}={_text(value)}" for name, value in point.items()),
+        ]
+
+    def _at(self, point: grids.Point, error: UserError) -> UserError:
+        said = ", ".join(f"{name}={value}" for name, value in point.items())
+        return UserError(f"sweep {self.folder.name}: at {said or 'its only point'}: {error}")
+
     def _job(self, point: grids.Point, known: Mapping[str, Any]) -> Job:
-        own = [f"{self.kind.key(name, known)}={_text(value)}" for name, value in point.items()]
-        overrides = [*self._shared(known), *own]
+        overrides = self._overrides(point, known)
         try:
             recipe = self._reader.read(overrides)
             fingerprint = self.kind.identity(recipe, self._inputs)
+            helpers = self.kind.helpers(recipe, self.folder.path, self._inputs)
         except UserError as error:
-            said = ", ".join(f"{name}={value}" for name, value in point.items())
-            raise UserError(f"sweep: at {said or 'its only point'}: {error}") from None
-        run_dir = str(self.folder.run_dir(fingerprint))
-        return Job(fingerprint, point, self.kind.arguments(recipe, self._source(), overrides, run_dir))
+            raise self._at(point, error) from None
+        self._helpers |= {helper.fingerprint: helper for helper in helpers}
+        place = Place(self.folder.name, self.folder.path, self.folder.run_dir(fingerprint))
+        arguments = self.kind.arguments(recipe, self._source(), overrides, place)
+        return Job(fingerprint, {**self.columns, **point}, arguments, [helper.fingerprint for helper in helpers])
 
     def _source(self) -> str:
         """The recipe that jobs read: a packaged name, or the copy of a file."""
@@ -219,17 +266,25 @@ class Sweep:
         Raises:
             UserError: as :meth:`jobs`, or the cluster takes none.
         """
-        from launch.queue import active_jobs
+        from launch.queue import How, active_jobs
 
-        jobs = self.missing(active_jobs(self.folder))
-        return self._submit(jobs, cluster, resources, max_parallel, pack, side_by_side)
+        how = How(cluster, resources or SlurmResources(), max_parallel, pack, side_by_side)
+        return self._submit(self.missing(active_jobs(self.folder)), how)
 
-    def retry(self, fingerprints: Sequence[str] = (), **how: Any) -> Sequence[str]:
-        """Submit jobs that failed, were cancelled or are lost again; arguments as for :meth:`submit`.
+    def retry(
+        self,
+        fingerprints: Sequence[str] = (),
+        cluster: str = "slurm",
+        resources: SlurmResources | None = None,
+        max_parallel: int = 64,
+        pack: int = 1,
+        side_by_side: int = 1,
+    ) -> Sequence[str]:
+        """Submit jobs that failed, were cancelled or are lost again; the other arguments as for :meth:`submit`.
 
         Args:
             fingerprints: of the jobs; none: all of these.
-            how: arguments of :meth:`submit`.
+            cluster, resources, max_parallel, pack, side_by_side: see there.
 
         Returns:
             The fingerprints of those that were submitted.
@@ -237,7 +292,7 @@ class Sweep:
         Raises:
             UserError: a fingerprint that the sweep has not; otherwise as :meth:`submit`.
         """
-        from launch.queue import active_jobs
+        from launch.queue import How, active_jobs
 
         known = {job.fingerprint: job for job in self.jobs()}
         for name in fingerprints:
@@ -251,37 +306,27 @@ class Sweep:
             and (not fingerprints or name in fingerprints)
             and self.folder.record(name).state not in ("done", "queued")
         ]
-        arguments = {"cluster": "slurm", "resources": None, "max_parallel": 64, "pack": 1, "side_by_side": 1, **how}
-        self._submit(jobs, **arguments)
+        self._submit(jobs, How(cluster, resources or SlurmResources(), max_parallel, pack, side_by_side))
         return [job.fingerprint for job in jobs]
 
-    def _submit(
-        self,
-        jobs: Sequence[Job],
-        cluster: str,
-        resources: SlurmResources | None,
-        max_parallel: int,
-        pack: int,
-        side_by_side: int,
-    ) -> Sequence[Any]:
-        from launch.queue import submit_allocations
+    def _submit(self, jobs: Sequence[Job], how: How) -> Sequence[Any]:
+        from launch.queue import submit_jobs
 
         self.folder.make()
-        if self._text is not None:
-            atomic.write_bytes(Path(self._source()), self._text)
+        self.keep_recipe()
+        self.folder.add_helpers(self.helpers())
         self.folder.add_jobs(jobs)
         for job in jobs:
-            # A new submission is a new chance; what it cost so far still counts.
-            old = self.folder.record(job.fingerprint)
             self.folder.cancel_mark(job.fingerprint).unlink(missing_ok=True)
-            self.folder.write(
-                job.fingerprint, Record(seconds=old.seconds, training_s=old.training_s, starts=old.starts)
-            )
-        names = [job.fingerprint for job in jobs]
-        packs = [tuple(names[i : i + pack]) for i in range(0, len(names), max(1, pack))]
-        return submit_allocations(
-            self.folder, packs, cluster, resources or SlurmResources(), max_parallel, side_by_side
-        )
+            self.folder.write(job.fingerprint, self.folder.record(job.fingerprint).anew())
+        return submit_jobs(self.folder, jobs, how)
+
+    def keep_recipe(self) -> str:
+        """Copy a recipe that is a file into the sweep's folder; the source that jobs read, copy or packaged name."""
+        if self._text is not None:
+            self.folder.path.mkdir(parents=True, exist_ok=True)
+            atomic.write_bytes(Path(self._source()), self._text)
+        return self._source()
 
     def collect(self) -> pandas.DataFrame:
         """One tidy table of all jobs, also of those that are not done; see :func:`launch.collect.collect`."""

@@ -21,8 +21,9 @@ from types import FrameType
 from typing import Any
 
 from hpc.preemption import EXIT_CODE
-from launch.jobs import MOST_RESTARTS, USER_CODE, requeue
+from launch.jobs import MOST_RESTARTS, USER_CODE, give_up, requeue
 from launch.records import BEAT_S, FINAL, Record, SweepFolder
+from launch.snapshot import changed
 
 _POLL_S = 0.1
 # What tells a process its place in a job of several; each job of a sweep is a process alone.
@@ -39,29 +40,65 @@ class Allocation:
         fingerprints: of the jobs.
         side_by_side: how many run at once; they share cores and GPUs evenly.
         restarts: how often it may still be put back into the queue after it was preempted.
+        required: it fails where a job of it does, so that what depends on it is not started.
     """
 
     folder: str
     fingerprints: tuple[str, ...]
     side_by_side: int = 1
     restarts: int = MOST_RESTARTS
+    required: bool = False
+
+    def names(self) -> Sequence[str]:
+        """Fingerprints of the jobs."""
+        return self.fingerprints
 
     def __call__(self) -> dict[str, str]:
         """Run what is not final yet; the state of each job.
 
         Raises:
             SystemExit: preempted; it is in the queue again.
+            RuntimeError: a job failed, and all are ``required``.
         """
+        for sentence in changed():
+            print(f"launch: warning: {sentence}", file=sys.stderr)
+        names = self.names()
         worker = _Worker(SweepFolder(self.folder), self.side_by_side)
-        if worker.run(self.fingerprints):
-            requeue(self, f"{len(self.fingerprints)} jobs of {self.folder}")
-        return {name: worker.folder.record(name).state for name in self.fingerprints}
+        if worker.run(names):
+            requeue(self, f"{len(names)} jobs of {self.folder}")
+        states = {name: worker.folder.record(name).state for name in names}
+        bad = [name for name, state in states.items() if state != "done"]
+        if self.required and bad:
+            failures = worker.folder.record(bad[0]).failures
+            give_up(f"{bad[0]} is {states[bad[0]]}: {failures[-1] if failures else 'no reason is known'}")
+        return states
 
     def checkpoint(self, *args: Any, **kwargs: Any) -> Any:
         """What submitit puts into the queue when it is preempted: the same, since the records say what is done."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self, *args, **kwargs)
+
+
+@dataclass(frozen=True)
+class Chunk(Allocation):
+    """An allocation that was submitted before its jobs were known.
+
+    Args:
+        listed: ``jobs`` or ``helpers`` of the folder.
+        part: of these, written by a job that this one waits for.
+        slice: begin and end in the part.
+    """
+
+    listed: str = "jobs"
+    part: str = ""
+    slice: tuple[int, int] = (0, 0)
+
+    def names(self) -> Sequence[str]:
+        """Fingerprints of the jobs, known by now."""
+        folder = SweepFolder(self.folder)
+        members = folder.jobs(self.part) if self.listed == "jobs" else folder.helpers(self.part)
+        return [*members][self.slice[0] : self.slice[1]]
 
 
 @dataclass
@@ -146,7 +183,7 @@ class _Worker:
             from nanodist.cli import main
 
             began = time.monotonic()
-            code = main(self.folder.jobs()[fingerprint].arguments)
+            code = main(self.folder.job(fingerprint).arguments)
             print(f"launch: ended with {code} after {time.monotonic() - began:.2f} s", file=sys.stderr)
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 1
@@ -230,7 +267,7 @@ def run_here(folder: SweepFolder, fingerprints: Sequence[str]) -> None:
         folder.write(name, record)
         began, failure = time.monotonic(), ""
         try:
-            code = main(folder.jobs()[name].arguments)
+            code = main(folder.job(name).arguments)
         except Exception as error:
             traceback.print_exc()
             code, failure = 1, f"{type(error).__name__}: {error}"

@@ -59,6 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resamples", type=int, default=1000, help="Number of bootstrap resamples.")
     parser.add_argument("--seed", type=int, default=0, help="Seed of splits, label draws and resamples.")
     parser.add_argument("--batch-size", type=int, default=64, help="Images embedded at once.")
+    parser.add_argument("--features", type=Path, metavar="DIR", help="Folder for reusable features (OUT/features).")
+    parser.add_argument("--embed-only", action="store_true", help="Make the reusable features, and stop.")
     parser.add_argument("--out", required=True, type=Path, help="Folder for the scores and for reusable features.")
 
 
@@ -74,6 +76,9 @@ def run(args: argparse.Namespace) -> int:
     protocol = Protocol(budgets, args.seeds, cap=args.short_classes == "cap", seed=args.seed)
     test_store = Store.open(args.test_store) if args.test_store else None
     dataset = labelled(Store.open(args.store), test_store)
+    if args.embed_only:
+        gather(args, dataset)
+        return 0
     plans = make_plans(dataset, protocol, args.splits, args.test_share)
     sources = gather(args, dataset)
     scored = score(dataset, sources, plans, protocol)
@@ -120,7 +125,7 @@ def gather(args: argparse.Namespace, dataset: Dataset) -> list[FeatureSet]:
     """Features of the encoders asked for, then of the baselines."""
     from nanodist.downstream.features import FeatureSet, encoder_features, hand_made_features
 
-    cache = args.out / "features"
+    cache = args.features or args.out / "features"
     loaded = load_all(args.encoders)
     wanted = _baselines(args)
     sources = []

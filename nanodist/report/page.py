@@ -74,14 +74,19 @@ def render(runs: Sequence[Run], probes: Sequence[Probe]) -> str:
             sections.recipes(runs),
         )
     )
+    return shell(title, lead(runs), CONTENTS, body)
+
+
+def shell(title: str, lead: str, contents: Sequence[tuple[str, str]], body: str) -> str:
+    """A whole page around sections; ``contents`` are their ids and names."""
     style = resources.files("nanodist.report").joinpath("page.css").read_text(encoding="utf-8")
-    links = "".join(f'<a href="#{name}">{escaped(text)}</a>' for name, text in CONTENTS)
+    links = "".join(f'<a href="#{name}">{escaped(text)}</a>' for name, text in contents)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escaped(title)} – nanodist report</title><style>\n{style}</style></head><body>"
-        f'<header><h1>{escaped(title)}</h1><p class="lead">{escaped(lead(runs))}</p><nav>{links}</nav></header>'
+        f'<header><h1>{escaped(title)}</h1><p class="lead">{escaped(lead)}</p><nav>{links}</nav></header>'
         f"<main>{body}</main><footer>Written by nanodist {escaped(__version__)} from the files of the run. "
         "The page needs no network.</footer></body></html>\n"
     )
