@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from hpc.errors import UserError
+from nanodist.scattering.frame import CORRECTIONS, STATES
 from nanodist.scattering.headers import from_dectris_text, from_edf, from_mar
 from nanodist.scattering.pattern import QGrid
 from nanodist.scattering.raw import Raw, check_plane, needs, one_frame
@@ -30,17 +31,21 @@ def read_tiff(path: Path, frame: int | None) -> Raw:
 
     try:
         with tifffile.TiffFile(path) as tif:
-            number = one_frame(len(tif.pages), frame, path)
+            text = str(getattr(tif.pages[0], "description", "") or "")
+            own = text.startswith("{") and MARKER in text
+            number = 0 if own else one_frame(len(tif.pages), frame, path)
             page = tif.pages[number]
             check_plane(page.shape, path)
             values = page.asarray()
-            text = str(getattr(page, "description", "") or "")
-            raw = Raw(values, len(tif.pages), metadata={"format": "TIFF"})
+            raw = Raw(values, 1 if own else len(tif.pages), metadata={"format": "TIFF"})
+            if own and len(tif.pages) == 2:
+                check_plane(tif.pages[1].shape, path)
+                raw.sigma = tif.pages[1].asarray()
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"{path} is a damaged or truncated TIFF ({short(error)}): copy or write it again") from error
-    if text.startswith("{") and MARKER in text:
+    if own:
         _from_own(text, raw, path)
     else:
         from_dectris_text(text, raw)
@@ -62,6 +67,8 @@ def _from_own(text: str, raw: Raw, path: Path) -> None:
     raw.q_planes = grid.q()
     raw.kind = kind
     raw.setup = "transmission"
+    states = facts.get("corrections", {})
+    raw.corrections = {name: state for name, state in states.items() if name in CORRECTIONS and state in STATES}
     raw.metadata["exposure_s"] = facts.get("exposure_s")
 
 

@@ -14,6 +14,7 @@ from nanodist.scattering.pattern import Kind
 
 Setup = Literal["transmission", "grazing", "unknown"]
 State = Literal["done", "not done", "unknown"]
+STATES = ("done", "not done", "unknown")
 CORRECTIONS = ("dark", "flat", "solid_angle", "transmission", "time", "background")
 
 

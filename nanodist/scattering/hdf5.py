@@ -11,7 +11,7 @@ import numpy as np
 
 from hpc.errors import UserError
 from nanodist.scattering.files import short
-from nanodist.scattering.frame import CORRECTIONS
+from nanodist.scattering.frame import CORRECTIONS, STATES
 from nanodist.scattering.headers import length_mm, q_factor
 from nanodist.scattering.raw import Raw, check_plane, needs, one_frame
 
@@ -36,8 +36,8 @@ def read_hdf5(path: Path, frame: int | None, dataset: str | None) -> Raw:
         import hdf5plugin  # noqa: F401  # the compressions of Eiger and Lambda
     try:
         with h5py.File(path, "r") as file:
-            for group in _groups(file):
-                if dataset is None and _kind(group) == "SASdata" and _signal(group) is not None:
+            for group in groups(file):
+                if dataset is None and class_of(group) == "SASdata" and _signal(group) is not None:
                     return _reduced(group, path, frame)
             return _detector(file, path, frame, dataset)
     except UserError:
@@ -48,7 +48,7 @@ def read_hdf5(path: Path, frame: int | None, dataset: str | None) -> Raw:
         ) from error
 
 
-def _groups(node: Any, depth: int = 0) -> Iterator[Any]:
+def groups(node: Any, depth: int = 0) -> Iterator[Any]:
     """All groups, a parent before its children; links that lead nowhere are passed over."""
     import h5py
 
@@ -58,27 +58,29 @@ def _groups(node: Any, depth: int = 0) -> Iterator[Any]:
     for name in node:
         child = node.get(name)
         if isinstance(child, h5py.Group):
-            yield from _groups(child, depth + 1)
+            yield from groups(child, depth + 1)
 
 
-def _kind(node: Any) -> str:
+def class_of(node: Any) -> str:
     """The class of a group, canSAS's before NeXus's."""
-    return _text(node.attrs.get("canSAS_class", node.attrs.get("NX_class", "")))
+    return text_of(node.attrs.get("canSAS_class", node.attrs.get("NX_class", "")))
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
+    """An attribute or a scalar as text, from bytes or an array of one."""
     if isinstance(value, np.ndarray):
         value = value.ravel()[0] if value.size else ""
     return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
-def _unit(node: Any) -> str:
-    return _text(node.attrs.get("units", node.attrs.get("unit", "")))
+def unit_of(node: Any) -> str:
+    """The unit of a dataset, empty where none is stated."""
+    return text_of(node.attrs.get("units", node.attrs.get("unit", "")))
 
 
 def _signal(group: Any) -> Any | None:
     """The intensity of a SASdata, where it has two dimensions (or is a stack of such)."""
-    data = group.get(_text(group.attrs.get("signal", "I")))
+    data = group.get(text_of(group.attrs.get("signal", "I")))
     if data is None or len(data.shape) < 2:
         return None
     q = group.get("Q")
@@ -103,19 +105,21 @@ def _reduced(group: Any, path: Path, frame: int | None) -> Raw:
     data = _signal(group)
     assert data is not None
     values, frames = _plane(data, path, frame)
-    raw = Raw(values.astype(np.float64), frames, kind="reduced", metadata={"format": "NXcanSAS", "units": _unit(data)})
+    raw = Raw(
+        values.astype(np.float64), frames, kind="reduced", metadata={"format": "NXcanSAS", "units": unit_of(data)}
+    )
     name = next((data.attrs[key] for key in ("uncertainties", "uncertainty") if key in data.attrs), "Idev")
-    if _text(name) in group:
-        raw.sigma = _plane(group[_text(name)], path, frame)[0].astype(np.float64)
-    mask = group.get(_text(group.attrs.get("mask", "Imask")))
+    if text_of(name) in group:
+        raw.sigma = _plane(group[text_of(name)], path, frame)[0].astype(np.float64)
+    mask = group.get(text_of(group.attrs.get("mask", "Imask")))
     if mask is not None and mask.shape[-2:] == values.shape:
         # True is what is left out.
         raw.measured = _plane(mask, path, frame)[0] == 0
     planes = _q_planes(group, values.shape, path)
     if planes is not None:
         raw.q_planes = planes
-    for node in _groups(group.parent):
-        if _kind(node) in ("SASprocess", "NXprocess"):
+    for node in groups(group.parent):
+        if class_of(node) in ("SASprocess", "NXprocess"):
             _processes(node, raw)
     return raw
 
@@ -125,9 +129,9 @@ def _q_planes(group: Any, shape: tuple[int, ...], path: Path) -> tuple[np.ndarra
     if "Qx" in group and "Qy" in group:
         nodes = (group["Qy"], group["Qx"])
         planes = [np.asarray(node[()], np.float64) for node in nodes]
-        unit = _unit(nodes[0])
+        unit = unit_of(nodes[0])
     elif "Q" in group and group["Q"].shape[0] in (2, 3) and len(group["Q"].shape) == 3:
-        unit = _unit(group["Q"])
+        unit = unit_of(group["Q"])
         planes = [np.asarray(group["Q"][axis], np.float64) for axis in (1, 0)]
     else:
         return None
@@ -142,11 +146,14 @@ def _q_planes(group: Any, shape: tuple[int, ...], path: Path) -> tuple[np.ndarra
 
 
 def _processes(node: Any, raw: Raw) -> None:
-    """Corrections as `nanodist.scattering.nxcansas` states them: a term a correction."""
+    """Corrections and kind as `nanodist.scattering.nxcansas` states them: a term a correction."""
+    if "kind" in node and text_of(node["kind"][()]) == "counts":
+        # Their sigma was written for others only.
+        raw.kind, raw.sigma = "counts", None
     for name in CORRECTIONS:
         term = node.get(f"correction_{name}")
-        state = _text(term[()]) if term is not None else ""
-        if state in ("done", "not done", "unknown"):
+        state = text_of(term[()]) if term is not None else ""
+        if state in STATES:
             raw.corrections[name] = state  # type: ignore[assignment]
 
 
@@ -160,7 +167,7 @@ def _detector(file: Any, path: Path, frame: int | None, dataset: str | None) -> 
             raise UserError(f"{path} has no dataset {dataset!r}: choose one of {', '.join(_planes(file)) or 'none'}")
     else:
         places = _planes(file)
-        preferred = [place for place in places if _kind(file[place].parent) == "NXdetector"] or places
+        preferred = [place for place in places if class_of(file[place].parent) == "NXdetector"] or places
         if not preferred:
             raise UserError(f"{path} holds no two-dimensional pattern: choose another file")
         # The same numbers are often linked from several places.
@@ -168,7 +175,7 @@ def _detector(file: Any, path: Path, frame: int | None, dataset: str | None) -> 
             raise UserError(f"{path} holds several patterns: choose one (dataset=) of {', '.join(preferred[:8])}")
         node = file[preferred[0]]
     values, frames = _plane(node, path, frame)
-    raw = Raw(values, frames, metadata={"format": "HDF5", "dataset": node.name, "units": _unit(node)})
+    raw = Raw(values, frames, metadata={"format": "HDF5", "dataset": node.name, "units": unit_of(node)})
     _nexus_facts(file, node, raw)
     return raw
 
@@ -185,7 +192,7 @@ def _planes(file: Any) -> list[str]:
     import h5py
 
     places = []
-    for group in _groups(file):
+    for group in groups(file):
         for name in group:
             node = group.get(name)
             if isinstance(node, h5py.Dataset) and len(node.shape) >= 2 and node.dtype.kind in "iuf":
@@ -211,7 +218,7 @@ def _nexus_facts(file: Any, node: Any, raw: Raw) -> None:
 
     found: dict[str, Any] = {}
     # The detector that holds the data comes first.
-    for group in (node.parent, *_groups(file)):
+    for group in (node.parent, *groups(file)):
         for name in group:
             if name in _NEXUS and name not in found and isinstance(group.get(name), h5py.Dataset):
                 found[name] = group[name]
@@ -228,7 +235,7 @@ def _nexus_facts(file: Any, node: Any, raw: Raw) -> None:
 
 
 def _nexus_geometry(found: dict[str, Any], raw: Raw) -> None:
-    lengths = {name: length_mm(value, _unit(found[name])) for name in _LENGTHS if (value := _value(found, name))}
+    lengths = {name: length_mm(value, unit_of(found[name])) for name in _LENGTHS if (value := _value(found, name))}
     distance = next((lengths[name] for name in ("detector_distance", "distance", "SDD") if lengths.get(name)), None)
     if distance:
         raw.geometry["distance_mm"] = abs(distance)
@@ -240,7 +247,7 @@ def _nexus_geometry(found: dict[str, Any], raw: Raw) -> None:
         raw.geometry["beam_centre_px"] = (y - 0.5, x - 0.5)
     name = next((name for name in ("incident_wavelength", "wavelength") if _value(found, name)), None)
     if name is not None:
-        length = length_mm(_value(found, name) or 0.0, _unit(found[name]) or "A")
+        length = length_mm(_value(found, name) or 0.0, unit_of(found[name]) or "A")
         if length:
             raw.geometry["wavelength_nm"] = length * 1e6
 

@@ -14,7 +14,7 @@ from hpc.errors import UserError
 from nanodist.scattering.ascii2d import read_ascii
 from nanodist.scattering.detectors import Detector, by_name, by_shape
 from nanodist.scattering.files import read_detector_file, read_tiff
-from nanodist.scattering.frame import CORRECTIONS, Frame, Setup, State
+from nanodist.scattering.frame import CORRECTIONS, STATES, Frame, Setup, State
 from nanodist.scattering.geometry import Geometry
 from nanodist.scattering.hdf5 import read_hdf5
 from nanodist.scattering.masks import check_polarity, counted, decided_kind, reasons
@@ -204,7 +204,7 @@ def _corrections(given: Given, raw: Raw, kind: Kind) -> dict[str, State]:
     """Raw counts are uncorrected where nothing else is said; of reduced data nothing is known."""
     states: dict[str, State] = dict.fromkeys(CORRECTIONS, "not done" if kind == "counts" else "unknown")
     for name, state in {**raw.corrections, **given.corrections}.items():
-        if name not in CORRECTIONS or state not in ("done", "not done", "unknown"):
+        if name not in CORRECTIONS or state not in STATES:
             raise UserError(
                 f"correction {name!r} = {state!r} is none: choose {', '.join(CORRECTIONS)}, done or not done"
             )

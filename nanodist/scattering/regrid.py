@@ -10,6 +10,7 @@ from hpc.errors import UserError
 from nanodist.scattering.frame import Frame
 from nanodist.scattering.noise import estimated_sigma
 from nanodist.scattering.pattern import Pattern, QGrid
+from nanodist.scattering.transmission import LARGEST_RATIO, friedel_ratio
 
 # A pixel of the grid counts as measured where at least this share of its area was.
 LEAST_COVERAGE = 0.5
@@ -33,7 +34,8 @@ def regrid(frame: Frame, grid: QGrid) -> Pattern:
         The pattern, (size, size); its beam is at the centre of the grid.
 
     Raises:
-        UserError: the frame has no q, is all masked, was measured at grazing incidence, or shares no q with the grid.
+        UserError: the frame has no q, is all masked, was measured at grazing incidence (as it says, or as its halves
+            show where it does not say), or shares no q with the grid.
     """
     if frame.setup == "grazing":
         raise UserError(
@@ -57,11 +59,24 @@ def regrid(frame: Frame, grid: QGrid) -> Pattern:
     area = np.where(measured, sums[0], 1.0)
     intensity = np.where(measured, sums[1] / area, 0.0)
     if frame.kind == "counts":
-        return Pattern((intensity * per_pixel).astype(np.float32), None, measured, grid, "counts")
-    # Parts of one detector pixel are one measurement: a grid finer than the detector gains nothing from them.
-    variance = sums[2] / (area * np.maximum(area, 1.0))
-    spread = np.where(measured, np.sqrt(variance), 0.0).astype(np.float32)
-    return Pattern(intensity.astype(np.float32), spread, measured, grid, "reduced")
+        pattern = Pattern((intensity * per_pixel).astype(np.float32), None, measured, grid, "counts")
+    else:
+        # Parts of one detector pixel are one measurement: a grid finer than the detector gains nothing from them.
+        variance = sums[2] / (area * np.maximum(area, 1.0))
+        spread = np.where(measured, np.sqrt(variance), 0.0).astype(np.float32)
+        pattern = Pattern(intensity.astype(np.float32), spread, measured, grid, "reduced")
+    if frame.setup != "transmission":
+        _check_transmission(pattern, frame.name)
+    return pattern
+
+
+def _check_transmission(pattern: Pattern, name: str) -> None:
+    ratio = friedel_ratio(pattern)
+    if ratio is not None and ratio > LARGEST_RATIO:
+        raise UserError(
+            f"{name} differs between q and -q (median factor {ratio:.1f}), which no transmission pattern does: it was "
+            "measured at grazing incidence, or its beam centre is wrong; state setup=transmission to take it all the same"
+        )
 
 
 def _pixel_area(q_y: np.ndarray, q_x: np.ndarray) -> float:
