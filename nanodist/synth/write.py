@@ -9,9 +9,7 @@ wire or particle) and ``settings.json``.
 from __future__ import annotations
 
 import csv
-import multiprocessing
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -26,6 +24,7 @@ from hpc import atomic
 from hpc.errors import UserError
 from hpc.progress import track
 from nanodist.synth.micrograph import Micrograph, Settings, make
+from nanodist.synth.parallel import results
 from nanodist.synth.particles import SHAPES, make_particles
 from nanodist.synth.viruses import VIRUSES, make_viruses
 from nanodist.synth.wires import MORPHOLOGIES
@@ -120,19 +119,6 @@ def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-def _results(work: partial[Rows], jobs: Sequence[Job], workers: int) -> Iterator[Rows]:
-    if workers <= 1:
-        yield from map(work, jobs)
-        return
-    # "spawn", since forking a process that holds threads (BLAS, torch) can hang.
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        try:
-            yield from pool.map(work, jobs, chunksize=max(1, min(16, len(jobs) // (4 * workers))))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
 def write_dataset(
     out: Path,
     seed: int,
@@ -166,7 +152,7 @@ def write_dataset(
             (root / "images" / name).mkdir(parents=True)
             (root / "truth" / name).mkdir(parents=True)
         work = partial(_write_one, root, kind, seed, settings)
-        rows = list(track(_results(work, jobs, workers), len(jobs), "synthesising", "micrographs"))
+        rows = list(track(results(work, jobs, workers), len(jobs), "synthesising", "micrographs"))
         meta = [row for row, _ in rows]
         _write_csv(root / "meta.csv", meta)
         table = "wires.csv" if kind == "wires" else "objects.csv"
