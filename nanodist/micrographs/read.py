@@ -54,7 +54,7 @@ def count_micrographs(path: Path) -> int:
     return count_tiff(path) if kind == "TIFF" else 1
 
 
-def read_micrograph(path: Path, page: int = 0) -> Micrograph:
+def read_micrograph(path: str | Path, page: int = 0) -> Micrograph:
     """Micrograph number ``page`` of a file.
 
     Its metadata has ``file_xxh3``, the hash (128 bits) of the file's bytes.
@@ -64,6 +64,7 @@ def read_micrograph(path: Path, page: int = 0) -> Micrograph:
             zero size, a decompression bomb, or no such page.
         NotAMicrograph: readable, and no image of an object: a spectrum, a diffraction pattern.
     """
+    path = Path(path)
     kind = _format(path)
     if page < 0 or (page > 0 and kind in ("PNG", "JPEG")):
         raise UserError(f"{path} has {count_micrographs(path)} micrographs, so there is no number {page}")
