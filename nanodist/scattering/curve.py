@@ -44,8 +44,8 @@ class Curve:
 def integrate(frame: Frame, bins: int = 500, solid_angle: bool | None = None) -> Curve:
     """I(q) of a frame by pyFAI; rings without a pixel are left out.
 
-    A pixel belongs to the ring of its centre: splitting it over rings would make their errors depend on each other, and
-    was seen to overstate sigma by a quarter. Frames with q for each pixel but no geometry are averaged by the same rule.
+    A pixel belongs to the ring of its centre: splitting it over rings would make their errors depend on each other.
+    Frames with q for each pixel but no geometry are averaged by the same rule.
 
     Args:
         frame: counts or reduced data.
@@ -80,7 +80,9 @@ _UNITS = {"counts": "counts", "reduced": "arbitrary"}
 
 def _by_pyfai(frame: Frame, bins: int, correct: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     assert frame.geometry is not None
-    variance = None if frame.sigma is None else frame.sigma.astype(np.float64) ** 2
+    # The variance of a ring's counts is their sum. pyFAI's own model gives a pixel without a count the variance 1, which
+    # overstates sigma by half where a pixel has half a count.
+    spread = frame.intensity if frame.kind == "counts" else None if frame.sigma is None else frame.sigma**2
     result = integrator(frame.geometry).integrate1d_ng(
         frame.intensity,
         bins,
@@ -88,8 +90,7 @@ def _by_pyfai(frame: Frame, bins: int, correct: bool) -> tuple[np.ndarray, np.nd
         unit="q_nm^-1",
         method=("no", "csr", "cython"),
         correctSolidAngle=correct,
-        error_model="poisson" if frame.kind == "counts" else None,
-        variance=variance,
+        variance=None if spread is None else spread.astype(np.float32),
     )
     filled = np.asarray(result.count) > 0
     sigma = None if result.sigma is None else np.asarray(result.sigma, np.float64)[filled]

@@ -75,7 +75,7 @@ def _check_transmission(pattern: Pattern, name: str) -> None:
     if ratio is not None and ratio > LARGEST_RATIO:
         raise UserError(
             f"{name} differs between q and -q (median factor {ratio:.1f}), which no transmission pattern does: it was "
-            "measured at grazing incidence, or its beam centre is wrong; state setup=transmission to take it all the same"
+            "measured at grazing incidence, or its beam centre is wrong; state setup=transmission to keep it"
         )
 
 
