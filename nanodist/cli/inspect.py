@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nanodist.cli import pairs
+
 if TYPE_CHECKING:
     from nanodist.shards import Store
 
@@ -24,8 +26,11 @@ def run(args: argparse.Namespace) -> int:
     """Print the table, and draw the sheet where one is asked for."""
     from hpc.errors import UserError
     from nanodist.shards import Store
+    from nanodist.shards.pair_manifest import is_pair_store
     from nanodist.shards.sheet import contact_sheet
 
+    if is_pair_store(args.store):
+        return pairs.inspect(args)
     store = Store.open(args.store)
     rows = list(_rows(store))
     width = max(len(name) for name, _ in rows)

@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nanodist.cli import pairs
+
 if TYPE_CHECKING:
     from nanodist.shards import PackOptions, Store
     from nanodist.shards.pack_ranks import Ranks
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     add = parser.add_argument
-    add("sources", nargs="+", type=Path, metavar="SRC", help="Folder of micrographs (with all below it) or a file.")
+    add("sources", nargs="*", type=Path, metavar="SRC", help="Folder of micrographs (with all below it) or a file.")
     add("--out", type=Path, required=True, metavar="STORE", help="Folder of the store, new or empty.")
     add("--append", action="store_true", help="Add to the store at --out; its shards stay as they are.")
     add(
@@ -64,6 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--workers", type=int, metavar="N", help="Processes a rank that convert; they change the time and nothing else."
     )
+    pairs.add_arguments(parser)
 
 
 def _add_split(parser: argparse.ArgumentParser) -> None:
@@ -149,6 +152,10 @@ def run(args: argparse.Namespace) -> int:
 def _pack(args: argparse.Namespace, ranks: Ranks) -> int:
     from nanodist.shards import Part, pack
 
+    if args.pairs is not None:
+        ranks.first(lambda: pairs.pack(args))
+        return 0
+    pairs.refuse_alone(args)
     if args.preview is not None:
         return _preview(args) if ranks.rank == 0 else 0
     began = time.monotonic()

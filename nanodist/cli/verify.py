@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from nanodist.cli import pairs
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
@@ -16,7 +18,10 @@ def run(args: argparse.Namespace) -> int:
     """Print each fault; exit code 1 where there are any."""
     from nanodist.shards import verify
     from nanodist.shards.manifest import load_manifest
+    from nanodist.shards.pair_manifest import is_pair_store
 
+    if is_pair_store(args.store):
+        return pairs.verify(args.store)
     faults = verify(args.store, args.workers)
     for fault in faults:
         print(f"{fault.shard}{', sample ' + fault.sample if fault.sample else ''}: {fault.fault}")

@@ -103,6 +103,11 @@ def load_manifest(store: Path, pinned: str = "") -> Manifest:
         values = json.loads(path.read_bytes())
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}): restore it or pack again") from None
+    if isinstance(values, dict) and values.get("format") == "nanodist-pairs":
+        raise UserError(
+            f"{store} is a store of pairs, which 'nanodist pairvae' trains on: name a store of micrographs here "
+            "('nanodist pack SRC --out STORE')"
+        )
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise UserError(f"{path} is no manifest of a nanodist store: pack again")
     if values.get("schema") not in READABLE:

@@ -24,6 +24,7 @@ from hpc.errors import UserError
 from hpc.progress import track
 from hpc.seeding import generator
 from nanodist.scattering.geometry import Geometry
+from nanodist.shards.parallel import results
 from nanodist.synth.copolymers import (
     MORPHOLOGIES,
     PERIODS_NM,
@@ -34,7 +35,6 @@ from nanodist.synth.copolymers import (
     measure_order,
 )
 from nanodist.synth.field_scattering import PolarPattern, rotated, scatter, sharp
-from nanodist.synth.parallel import results
 from nanodist.synth.saxs_frame import Beamline, draw_beamline, expose, q_max_inv_nm
 from nanodist.synth.sem import SemConditions, SemSettings, box_periods, edge_distance, render_sem, sem_conditions
 

@@ -23,8 +23,8 @@ from PIL import Image
 from hpc import atomic
 from hpc.errors import UserError
 from hpc.progress import track
+from nanodist.shards.parallel import results
 from nanodist.synth.micrograph import Micrograph, Settings, make
-from nanodist.synth.parallel import results
 from nanodist.synth.particles import SHAPES, make_particles
 from nanodist.synth.viruses import VIRUSES, make_viruses
 from nanodist.synth.wires import MORPHOLOGIES
