@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import sys
 import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -70,7 +71,7 @@ def share_threads(config: EngineConfig, topology: Topology) -> int:
 
 
 def start(config: EngineConfig, topology: Topology) -> torch.device:
-    """Set device, threads and process group up; to be called once, before anything is built."""
+    """Set device, threads and process group up; to be called once a training, before anything is built."""
     device = pick_device(config, topology)
     share_threads(config, topology)
     os.environ["DS_ACCELERATOR"] = device.type
@@ -78,7 +79,15 @@ def start(config: EngineConfig, topology: Topology) -> torch.device:
         torch.cuda.set_device(device)
     topology.export()
     init_process_group(topology, device.type, config.timeout_s)
+    _forget_former_groups()
     return device
+
+
+def _forget_former_groups() -> None:
+    """DeepSpeed keeps its copy of the world of an earlier training in this process, which is gone."""
+    groups = sys.modules.get("deepspeed.utils.groups")
+    if groups is not None:
+        groups._WORLD_GROUP = None  # type: ignore[attr-defined]
 
 
 def _import_deepspeed() -> Any:

@@ -51,6 +51,8 @@ def clean(monkeypatch, tmp_path):
     (package / "__init__.py").write_text("")
     (package / "cli.py").write_text(COMMAND)
     monkeypatch.setenv("PYTHONPATH", f"{package.parent}{os.pathsep}{ROOT}")
+    # The snapshot would be of the real one.
+    monkeypatch.setattr("launch.snapshot.freeze", lambda folder: package.parent)
     monkeypatch.chdir(tmp_path)
 
 

@@ -135,7 +135,7 @@ def test_preempted_all_save_and_what_is_left_goes_on(sweep, tmp_path, monkeypatc
 
 def test_one_job_is_cancelled_and_its_neighbours_go_on(sweep, tmp_path, monkeypatch):
     folder = sweep(a="wait", b="sleep", c="sleep", d="sleep")
-    folder.add_allocation(str(os.getpid()), "local", "abcd")
+    folder.add_allocation(str(os.getpid()), "local", fingerprints=[*"abcd"])
     monkeypatch.setattr("launch.queue._is_active", lambda line: True)
     thread = later(lambda: (tmp_path / "a").exists(), lambda: cancel(folder, ["a", "d"]))
     states = Allocation(str(folder.path), tuple("abcd"), side_by_side=2)()
