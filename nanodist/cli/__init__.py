@@ -25,6 +25,8 @@ COMMANDS = {
     "predict": "Predict classes or masks of micrographs with a fine-tuned encoder.",
     "probe": "Measure a frozen encoder by kNN and a linear probe over the number of labels.",
     "pairvae": "Train on pairs of SAXS patterns and SEM images, and make each from the other.",
+    "suggest": "Name the micrographs that are worth labelling next.",
+    "similar": "Find look-alikes of a micrograph in a store.",
     "measure": "Measure what masks show: widths, lengths, domains and percolation, in nm.",
     "export": "Write a trained encoder so that others load it without nanodist.",
     "report": "Write one self-contained HTML page about a run.",

@@ -125,7 +125,10 @@ def _check_apart(training: tuple[Store, set[str], set[str]], test: tuple[Store, 
 
 def encoder_features(dataset: Dataset, encoder: Encoder, cache: Path, batch_size: int = 64) -> F32:
     """Embeddings (n, d) of all samples, from ``cache`` where these weights embedded this store before."""
+    return _collect(dataset.parts, _embedding(encoder, batch_size), cache, encoder.weights_hash(), encoder.name)
 
+
+def _embedding(encoder: Encoder, batch_size: int) -> Callable[[Part], F32]:
     def embed(part: Part) -> F32:
         bar = Progress(len(part.indices), f"embedding ({encoder.name})", "images")
         try:
@@ -133,7 +136,15 @@ def encoder_features(dataset: Dataset, encoder: Encoder, cache: Path, batch_size
         finally:
             bar.close()
 
-    return _collect(dataset, embed, cache, encoder.weights_hash(), encoder.name)
+    return embed
+
+
+def store_features(store: Store, encoder: Encoder, cache: Path) -> tuple[Part, F32]:
+    """All samples of a store, labelled or not, and their embeddings (n, d); kept in ``cache`` like the others."""
+    keys = [sample.key for sample in store.samples]
+    order = sorted(range(len(store)), key=lambda i: keys[i])
+    part = Part(store, tuple(order), tuple(keys[i] for i in order))
+    return part, _collect((part,), _embedding(encoder, 64), cache, encoder.weights_hash(), encoder.name)
 
 
 def hand_made_features(dataset: Dataset, cache: Path) -> F32:
@@ -148,14 +159,15 @@ def hand_made_features(dataset: Dataset, cache: Path) -> F32:
         bar.close()
         return np.stack(rows)
 
-    return _collect(dataset, measure, cache, f"texture{texture.VERSION}", "texture")
+    return _collect(dataset.parts, measure, cache, f"texture{texture.VERSION}", "texture")
 
 
-def _collect(dataset: Dataset, compute: Callable[[Part], F32], cache: Path, identity: str, name: str) -> F32:
-    features = np.concatenate([_cached(part, compute, cache, identity) for part in dataset.parts])
+def _collect(parts: Sequence[Part], compute: Callable[[Part], F32], cache: Path, identity: str, name: str) -> F32:
+    features = np.concatenate([_cached(part, compute, cache, identity) for part in parts])
     if not np.isfinite(features).all():
         bad = int(np.flatnonzero(~np.isfinite(features).all(axis=1))[0])
-        raise UserError(f"encoder '{name}' gives NaN or infinity for sample {dataset.keys[bad]}: its training diverged")
+        key = [key for part in parts for key in part.keys][bad]
+        raise UserError(f"encoder '{name}' gives NaN or infinity for sample {key}: its training diverged")
     return features
 
 

@@ -23,6 +23,7 @@ from nanodist.downstream.finetune.load import load_classifier
 from nanodist.downstream.finetune.model import learning_rate_scales
 from nanodist.downstream.finetune.recipe import FinetuneRecipe, LabelsConfig
 from nanodist.downstream.finetune.reference import read_reference, write_reference
+from nanodist.downstream.finetune.suggest import choose, uncertainty
 from nanodist.downstream.finetune.task import ClassifyTask, class_weights
 from nanodist.downstream.labels import draw_order
 from nanodist.downstream.metrics import calibration_error
@@ -224,6 +225,22 @@ def test_a_run_and_the_same_run_on_two_ranks_and_its_classifier(store, tmp_path,
     said = {"photo.png": "colour", "dot.png": "1 x 1", "broken.tif": "", "notes.txt": "no micrograph"}
     assert set(reasons) == set(said) and all(said[name] in reason for name, reason in reasons.items())
     assert (tmp_path / "out" / "contact-sheet.png").is_file()
+    assert main(["suggest", str(tmp_path / "run1"), str(tmp_path / "images"), "--out", str(tmp_path / "next")]) == 1
+    (row,) = csv.DictReader((tmp_path / "next" / "suggested.csv").open())
+    assert Path(row["file"]).name == "wide.png" and row["predicted"] == table[0]["predicted"]
+    assert 0 <= float(row["uncertainty"]) <= 1 and (tmp_path / "next" / "suggested.png").is_file()
+
+
+def test_unsure_images_are_suggested_and_look_alikes_once():
+    sure, unsure = [0.98, 0.01, 0.01], [0.4, 0.38, 0.22]
+    doubt = uncertainty(np.asarray([sure, unsure, unsure, unsure, sure]))
+    assert doubt == pytest.approx([0.03, 0.98, 0.98, 0.98, 0.03])
+    # Places 1 and 2 look alike, 3 looks like what is labelled, 4 like nothing.
+    features = np.asarray([[1.0, 0, 0], [0, 1.0, 0], [0, 1.0, 0.01], [1.0, 0, 0.2], [0, 0, 1.0]])
+    chosen = choose(doubt, features, np.asarray([[1.0, 0, 0]]), 9)
+    assert [place for place, _ in chosen][:3] == [1, 4, 3] and len(chosen) == 5
+    assert chosen[0][1] == pytest.approx(1.0)
+    assert sorted(place for place, _ in choose(doubt, features, None, 2)) == [1, 3]
 
 
 def test_what_is_unlike_the_training_samples_is_said(tmp_path):

@@ -30,11 +30,12 @@ PREDICTIONS, REPORT, SHEET = "predictions.csv", "report.json", "contact-sheet.pn
 
 @dataclass(frozen=True)
 class Prediction:
-    """Of one micrograph: probabilities (classes,), the mean over its tiles, and how unlike the training it is."""
+    """Of a micrograph, means over its tiles: probabilities (classes,), features (d,), how unlike the training it is."""
 
     file: str
     page: int
     probabilities: npt.NDArray[np.float64]
+    features: npt.NDArray[np.float64]
     unlike: float | None
     tiles: int
     picture: Any
@@ -98,7 +99,7 @@ def predict(loaded: Loaded, paths: Sequence[Path], out: Path) -> int:
         UserError: no such path, or none of the files is a micrograph.
     """
     problems: dict[str, str] = {}
-    done = read_each(paths, lambda file, page, each: _predict(loaded, file, page, each), problems)
+    done = read_each(paths, lambda file, page, each: predict_one(loaded, file, page, each), problems)
     _write(loaded, done, problems, out)
     return len(problems)
 
@@ -119,21 +120,26 @@ def grey(file: Path, micrograph: Micrograph, least_px: int) -> npt.NDArray[np.ui
     return np.asarray(pixels, np.uint8)
 
 
-def _predict(loaded: Loaded, file: Path, page: int, micrograph: Micrograph) -> Prediction:
+def predict_one(loaded: Loaded, file: Path, page: int, micrograph: Micrograph) -> Prediction:
+    """The prediction of micrograph number ``page`` of ``file``.
+
+    Raises:
+        UserError: it is too small, or has no contrast.
+    """
     pixels = grey(file, micrograph, min(loaded.tile_px) // 2)
     likely, features = [], []
-    for tiles in _batches(_tiles(pixels, loaded.tile_px)):
+    for tiles in _batches(whole_tiles(pixels, loaded.tile_px)):
         p, f = loaded.model.looked_at(torch.from_numpy(np.stack([to_unit(t) for t in tiles]))[:, None])
         likely.append(p.double().numpy())
         features.append(f.double().numpy())
-    unlike = None
+    rows, every, unlike = np.concatenate(features), np.concatenate(likely), None
     if loaded.reference is not None:
-        unlike = float(np.median(loaded.reference.unlikeness(np.concatenate(features))))
-    every = np.concatenate(likely)
-    return Prediction(str(file), page, every.mean(0), unlike, len(every), thumbnail(pixels, SHOWN_PX))
+        unlike = float(np.median(loaded.reference.unlikeness(rows)))
+    picture = thumbnail(pixels, SHOWN_PX)
+    return Prediction(str(file), page, every.mean(0), rows.mean(0), unlike, len(every), picture)
 
 
-def _tiles(pixels: npt.NDArray[Any], tile_px: tuple[int, int]) -> Iterator[npt.NDArray[Any]]:
+def whole_tiles(pixels: npt.NDArray[Any], tile_px: tuple[int, int]) -> Iterator[npt.NDArray[Any]]:
     """Tiles of the size that was trained on, or all of a side that is shorter."""
     height, width = (min(own, tile) for own, tile in zip(pixels.shape, tile_px, strict=True))
     for y in tile_starts(pixels.shape[0], height, 0):
