@@ -28,11 +28,12 @@ def pair_sheet(store: PairStore, path: Path, count: int = 64, side: int = 192) -
         both = Image.new("L", (2 * side, side), _NOTHING)
         pattern, micrograph = store.pattern(i), store.micrograph(i)
         if pattern is not None:
-            both.paste(thumbnail(picture(pattern, store.reference), side), (0, 0))
+            shown = Image.fromarray(picture(pattern, store.reference)).resize((side, side), Image.Resampling.BICUBIC)
+            both.paste(shown, (0, 0))
         if micrograph is not None:
             both.paste(thumbnail(micrograph[0], side), (side, 0))
         cells.append((both, store.keys[i]))
-    draw_sheet(cells, path, 2 * side)
+    draw_sheet(cells, path, side, 2 * side)
 
 
 def picture(pattern: Pattern, reference: float) -> npt.NDArray[np.uint8]:

@@ -33,18 +33,22 @@ def contact_sheet(store: Store, path: Path, count: int = 64, side: int = 128) ->
     draw_sheet(cells, path, side)
 
 
-def draw_sheet(cells: Sequence[tuple[Image.Image, str]], path: Path, side: int = 128) -> None:
-    """Write a PNG of pictures, each within ``side`` pixels, with a caption (its end, where it is long) below each."""
-    columns = int(np.ceil(np.sqrt(len(cells))))
+def draw_sheet(cells: Sequence[tuple[Image.Image, str]], path: Path, side: int = 128, width: int | None = None) -> None:
+    """Write a PNG of pictures with a caption (its end, where it is long) below each.
+
+    The pictures are up to ``side`` pixels high and ``width`` (``side`` unless given) wide.
+    """
+    width = side if width is None else width
+    columns = max(1, int(np.ceil(np.sqrt(len(cells)))) * side // width)
     rows = -(-len(cells) // columns)
     cell = side + _GAP
-    sheet = Image.new("L", (columns * cell + _GAP, rows * (cell + _CAPTION) + _GAP), 255)
+    sheet = Image.new("L", (columns * (width + _GAP) + _GAP, rows * (cell + _CAPTION) + _GAP), 255)
     draw = ImageDraw.Draw(sheet)
     for place, (picture, caption) in enumerate(cells):
         row, column = divmod(place, columns)
-        x, y = _GAP + column * cell, _GAP + row * (cell + _CAPTION)
+        x, y = _GAP + column * (width + _GAP), _GAP + row * (cell + _CAPTION)
         sheet.paste(picture, (x, y))
-        draw.text((x, y + side), caption[-side // 6 :].encode("ascii", "replace").decode(), fill=0)
+        draw.text((x, y + side), caption[-width // 6 :].encode("ascii", "replace").decode(), fill=0)
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path, "PNG")
 
