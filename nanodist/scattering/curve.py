@@ -80,8 +80,8 @@ _UNITS = {"counts": "counts", "reduced": "arbitrary"}
 
 def _by_pyfai(frame: Frame, bins: int, correct: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     assert frame.geometry is not None
-    # The variance of a ring's counts is their sum. pyFAI's own model gives a pixel without a count the variance 1, which
-    # overstates sigma by half where a pixel has half a count.
+    # The variance of a ring's counts is their sum. pyFAI's own model gives a pixel without a count the variance 1,
+    # which overstates sigma by half where a pixel has half a count.
     spread = frame.intensity if frame.kind == "counts" else None if frame.sigma is None else frame.sigma**2
     result = integrator(frame.geometry).integrate1d_ng(
         frame.intensity,

@@ -71,6 +71,23 @@ class Geometry:
         rows, columns = np.indices(shape, dtype=np.float64, sparse=True)
         return self.q_at(*np.broadcast_arrays(rows, columns))
 
+    def pixel_at(self, q_inv_nm: np.ndarray, angle_rad: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(row, column) of what scatters with |q| along an angle: anticlockwise from the right, as displayed."""
+        half = np.asarray(q_inv_nm, np.float64) * self.wavelength_nm / (4 * np.pi)
+        two_theta = 2 * np.arcsin(half)
+        side = np.sin(two_theta)
+        direction = np.stack(
+            np.broadcast_arrays(-side * np.sin(angle_rad), side * np.cos(angle_rad), np.cos(two_theta))
+        )
+        turn = rotation(self.rotations_rad)
+        centre = turn.T @ (0.0, 0.0, self.distance_mm)
+        ray = np.tensordot(turn.T, direction, 1)
+        place = [ray[axis] * (centre[2] / ray[2]) - centre[axis] for axis in range(2)]
+        return (
+            place[0] / self.pixel_size_mm[0] + self.beam_centre_px[0],
+            place[1] / self.pixel_size_mm[1] + self.beam_centre_px[1],
+        )
+
     def _laboratory(self, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, ...]:
         """Positions (down, right, along the beam) in mm around the sample."""
         turn = rotation(self.rotations_rad)
