@@ -96,8 +96,8 @@ class Lu2023(PairModel):
     @torch.no_grad()
     def pair_features(self, inputs: Inputs) -> Tensor | None:
         """Maps (n, 2, C, h, h) of the frozen trunk of patterns and of images."""
-        values = filled(*self._target(inputs))
-        both = torch.cat([values, inputs.images.to(values.dtype)])
+        dtype = next(self.trunk.parameters()).dtype
+        both = torch.cat([filled(*self._target(inputs)), inputs.images]).to(dtype)
         stages = self.trunk.forward_intermediates(  # type: ignore[operator]
             normalise(both, self.spec), indices=[self.map_number], intermediates_only=True
         )

@@ -17,6 +17,7 @@ from nanodist import recipes
 
 FROM_TIMM = "timm:"
 OWN = "conv"
+RECIPE_FILE = "recipe.yaml"
 Stage = Literal["solo", "pair"]
 STAGES: tuple[Stage, ...] = ("solo", "pair")
 

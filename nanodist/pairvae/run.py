@@ -21,12 +21,22 @@ from hpc.task import Plan, TrainState
 from hpc.topology import Topology, detect
 from nanodist._version import __version__
 from nanodist.pairvae.data import PairData, Pairs
+from nanodist.pairvae.load import load
 from nanodist.pairvae.model import PairModel, start_encoder
 from nanodist.pairvae.pairs import PairStore
-from nanodist.pairvae.recipe import FROM_TIMM, OWN, STAGES, PairVAERecipe, Stage, identify, micro_batches, of_stage
+from nanodist.pairvae.recipe import (
+    FROM_TIMM,
+    OWN,
+    RECIPE_FILE,
+    STAGES,
+    PairVAERecipe,
+    Stage,
+    identify,
+    micro_batches,
+    of_stage,
+)
+from nanodist.pairvae.reference import write_reference
 from nanodist.pairvae.task import PairVAETask
-
-RECIPE_FILE = "recipe.yaml"
 
 
 def open_store(path: str) -> PairStore:
@@ -94,10 +104,18 @@ def train(recipe: PairVAERecipe, preemption: Preemption | None = None, store: Pa
         agreed(topology, lambda: _prepare(path, recipe))
         for stage in STAGES:
             _train_stage(recipe, stage, data, topology, device, path, what, preemption)
+        if topology.is_main:
+            _remember(path, data)
         return path
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+def _remember(path: Path, data: PairData) -> None:
+    """What generating has to know of the training part."""
+    write_reference(load(path), data, path)
+    say(f"{path} is trained; next: nanodist pairvae evaluate {path} --out {path / 'evaluation'}")
 
 
 def _prepare(path: Path, recipe: PairVAERecipe) -> None:

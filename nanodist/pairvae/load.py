@@ -1,0 +1,146 @@
+"""A trained PairVAE back from its run directory, and what it makes of patterns and of images."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from hpc.checkpoint.files import CheckpointError, latest_checkpoint, read_state, read_tensors
+from hpc.config import build, parse_yaml
+from hpc.errors import UserError
+from hpc.seeding import key
+from nanodist.encoders import Encoder, EncoderSpec, create_trunk
+from nanodist.pairvae.data import normals
+from nanodist.pairvae.model import Geometry, Inputs, PairModel, build_model
+from nanodist.pairvae.recipe import RECIPE_FILE, PairVAERecipe, Stage
+from nanodist.scattering.pattern import Pattern
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+_AT_ONCE = 16
+# Arguments of timm.create_model that load a file or a download; a file of somebody else must not choose them.
+_FETCHING = {"pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A PairVAE in eval mode on the CPU.
+
+    Attributes:
+        recipe: what it was trained by.
+        model: the module.
+        train: keys of the items that it was trained on.
+        store: hash of the manifest of the store.
+        checkpoint: where the weights came from.
+    """
+
+    recipe: PairVAERecipe
+    model: PairModel
+    train: tuple[str, ...]
+    store: str
+    checkpoint: Path
+
+    @property
+    def geometry(self) -> Geometry:
+        """What patterns and crops are."""
+        return self.model.geometry
+
+    @torch.inference_mode()
+    def sem_of(self, pattern: Pattern, draws: int, seed: int, name: str) -> F32:
+        """Images (draws, P, P) in [0, 1] of a pattern: draws of its latent, and of what a pattern does not know."""
+        latent = self.model.encode_saxs(self._inputs([pattern], None))
+        words = [key(seed, "pairvae-draw", name, number) for number in range(draws)]
+        noise = torch.from_numpy(normals(words, self.model.latent_dim + self.model.image_noise))
+        z = latent.mean + torch.exp(0.5 * latent.log_variance) * noise[:, : self.model.latent_dim]
+        own = noise[:, self.model.latent_dim :]
+        made = [self.model.decode_sem(z[i : i + _AT_ONCE], own[i : i + _AT_ONCE]) for i in range(0, draws, _AT_ONCE)]
+        return np.asarray(torch.cat(made)[:, 0].numpy(), np.float32)
+
+    @torch.inference_mode()
+    def saxs_of(self, crops: Sequence[F32]) -> F32:
+        """The expected pattern (S, S) of one sample, of which there are several crops (P, P) in [0, 1].
+
+        A shared vector is averaged over the crops; a latent map, which knows where a crop lay, is decoded for each.
+        """
+        latent = self.model.encode_sem(self._inputs(None, crops)).mean
+        if self.model.image_noise:
+            return np.asarray(self.model.decode_saxs(latent.mean(0, keepdim=True))[0].numpy(), np.float32)
+        return np.asarray(self.model.decode_saxs(latent).mean(0).numpy(), np.float32)
+
+    @torch.inference_mode()
+    def saxs_again(self, pattern: Pattern) -> F32:
+        """The expected pattern (S, S) from a pattern's own latent."""
+        latent = self.model.encode_saxs(self._inputs([pattern], None)).mean
+        return np.asarray(self.model.decode_saxs(latent)[0].numpy(), np.float32)
+
+    @torch.inference_mode()
+    def sem_again(self, crops: Sequence[F32]) -> F32:
+        """Images (n, P, P) from the crops' own latents."""
+        return np.asarray(self.model.reconstruct_sem(self._inputs(None, crops))[:, 0].numpy(), np.float32)
+
+    @torch.inference_mode()
+    def latent_of(self, pattern: Pattern | None, crops: Sequence[F32] | None) -> F64:
+        """Mean (d,) of the shared latent of a pattern, or of several crops of a sample."""
+        if pattern is not None:
+            found = self.model.encode_saxs(self._inputs([pattern], None)).mean
+        else:
+            found = self.model.encode_sem(self._inputs(None, crops)).mean.mean(0, keepdim=True)
+        return found[0].double().numpy()
+
+    def _inputs(self, patterns: Sequence[Pattern] | None, crops: Sequence[F32] | None) -> Inputs:
+        """Samples of which one member is given."""
+        n = len(patterns) if patterns is not None else len(crops or ())
+        side, size = self.geometry.grid.size, self.geometry.size_px
+        intensity, sigma = torch.zeros(n, side, side), torch.zeros(n, side, side)
+        mask, images = torch.zeros(n, side, side, dtype=torch.bool), torch.zeros(n, 1, size, size)
+        for row, pattern in enumerate(patterns or ()):
+            intensity[row], mask[row] = torch.from_numpy(pattern.intensity), torch.from_numpy(pattern.mask)
+            if pattern.sigma is not None:
+                sigma[row] = torch.from_numpy(pattern.sigma)
+        for row, crop in enumerate(crops or ()):
+            images[row, 0] = torch.from_numpy(crop)
+        has = torch.tensor([[float(patterns is not None), float(crops is not None)]]).expand(n, 2)
+        made = Inputs(intensity, sigma, mask, images, torch.eye(2).expand(n, 2, 2), has, torch.zeros(n, 0))
+        return made._replace(features=self.model.pair_features(made))
+
+
+def load(run_dir: Path, stage: Stage = "pair") -> Trained:
+    """The PairVAE of a run directory of ``nanodist pairvae train``, as it is after a stage.
+
+    Raises:
+        UserError: the folder is none, or holds no whole checkpoint of that stage.
+    """
+    recipe_path = run_dir / RECIPE_FILE
+    if not recipe_path.is_file() or not (run_dir / stage / "checkpoints").is_dir():
+        raise UserError(f"{run_dir} is not the run directory of nanodist pairvae train with a {stage} stage")
+    try:
+        folder = latest_checkpoint(run_dir / stage / "checkpoints")
+        task: dict[str, Any] = read_state(folder)["task"]
+        recipe = build(PairVAERecipe, parse_yaml(recipe_path.read_text(encoding="utf-8"), str(recipe_path)))
+        if task.get("kind") != "pairvae" or task["preset"] != recipe.model.preset:
+            raise UserError(f"{run_dir}: the checkpoint is not of the recipe's preset {recipe.model.preset}")
+        geometry = Geometry.of_dict(task["geometry"])
+        model = build_model(recipe.model, geometry, 0, stage, _encoder(task["encoder"], folder), None, None)
+        model.load_state_dict(read_tensors(folder / "model.safetensors"))
+    except (CheckpointError, KeyError, TypeError, RuntimeError) as error:
+        raise UserError(f"{run_dir}: cannot load the PairVAE: {' '.join(str(error).split())[:300]}") from None
+    return Trained(recipe, model.float().eval(), tuple(task["train"]), str(task["store"]), folder)
+
+
+def _encoder(spec: dict[str, Any] | None, folder: Path) -> Encoder | None:
+    """A trunk for the weights of a checkpoint to go into."""
+    if spec is None:
+        return None
+    made = build(EncoderSpec, spec, str(folder))
+    fetching = sorted(_FETCHING & made.trunk_options.keys())
+    if fetching:
+        raise UserError(f"{folder}: trunk option '{fetching[0]}' is not allowed in a checkpoint, as it loads others")
+    made = dataclasses.replace(made, looks=[(1.0, 0, 1)])
+    return Encoder(made, create_trunk(made.trunk, 0, **made.trunk_options), "pairvae")
