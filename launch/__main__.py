@@ -166,18 +166,20 @@ def _pipeline(options: argparse.Namespace) -> int:
     if options.dry_run:
         print(pipeline.preview())
         return 0
-    for step in pipeline.submit(options.cluster, resources, options.max_parallel):
-        numbers = ", ".join(step.jobs[:5]) + (", ..." if len(step.jobs) > 5 else "")
-        print(
-            f"{step.name}: {step.state}{f' ({numbers})' if numbers else ''}{f': {step.reason}' if step.reason else ''}"
-        )
+    steps = pipeline.submit(options.cluster, resources, options.max_parallel)
+    for step in steps:
+        jobs = ", ".join(step.jobs[:5]) + (", ..." if len(step.jobs) > 5 else "")
+        print(f"{step.name}: {step.state}{f' ({jobs})' if jobs else ''}{f': {step.reason}' if step.reason else ''}")
     if options.wait or options.cluster != "slurm":
         bad = pipeline.wait()
         for sentence in bad:
             print(sentence, file=sys.stderr)
         print(pipeline.page)
         return 1 if bad else 0
-    print(f"{pipeline.page} will be written at the end; python -m launch status {pipeline.home}")
+    if not steps and not pipeline.waiting():
+        print(f"all is done: {pipeline.page}")
+    else:
+        print(f"{'' if steps else 'all is in the queue; '}{pipeline.page} comes at the end")
     return 0
 
 

@@ -207,7 +207,7 @@ class Pipeline:
 
         Without Slurm all is over already.
         """
-        while any(step.state == "queued" for step in self.steps()):
+        while self.waiting():
             time.sleep(every_s)
             if self._page_ended():
                 break
@@ -220,6 +220,10 @@ class Pipeline:
             left = [name for name in folder.jobs() if folder.record(name).state != "done"]
             bad += [f"{key}: {len(left)} jobs are not done, such as {left[0]}"] if left else []
         return bad
+
+    def waiting(self) -> bool:
+        """Whether a step is in the queue or runs."""
+        return any(step.state == "queued" for step in self.steps())
 
     def _page_ended(self) -> bool:
         """Whether the last step left its result, which is to be had without asking Slurm."""

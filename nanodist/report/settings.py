@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 SEEDS = ("seed", "split_seed", "draw_seed", "encoder_seed")
-AXES = ("labels_per_class", "masks")
+AXES = ("masks", "labels_per_class")
 # Measured columns that tell rows of one job apart.
 _MEASURED = ("method", "encoder", "kind", "decoder", "weights", "tuned")
 _SCORES = ("balanced_accuracy", "macro_f1")
@@ -126,7 +126,8 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
 def _table(metric: str, scored: Sequence[Mapping[str, Any]], given: Sequence[str]) -> Table | None:
     rows = [row for row in scored if metric in row["scores"]]
     axis = next((name for name in AXES if any(name in row or _given(name, given) for row in rows)), "")
-    column = _given(axis, given) or axis
+    # With masks, labels_per_class counts images.
+    column = _given("labels_per_class", given) or axis
     varied = [name for name in (*given, *_MEASURED) if len({repr(row.get(name)) for row in rows}) > 1]
     seeds = [name for name in varied if name.rpartition(".")[2] in SEEDS]
     seeds += [name for name in SEEDS if name not in seeds and len({repr(row.get(name)) for row in rows}) > 1]

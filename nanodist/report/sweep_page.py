@@ -33,8 +33,14 @@ MOST_CURVES = 8
 MOST_SETTINGS = 40
 MOST_FAILURES = 50
 ORDER = ("done", "running", "stopped", "queued", "missing", "lost", "cancelled", "failed")
-_NAMES = {"balanced_accuracy": "Balanced accuracy", "macro_f1": "Macro F1", "dice": "Dice", "iou": "IoU"}
-_AXIS = {"labels_per_class": "labels per class", "masks": "masks"}
+_NAMES = {
+    "balanced_accuracy": "Balanced accuracy",
+    "macro_f1": "Macro F1",
+    "dice": "Dice",
+    "iou": "IoU",
+    "boundary_f1": "Boundary F1",
+}
+_AXIS = {"labels_per_class": "labels per class", "masks": "labelled images"}
 
 
 def write_sweep_page(result: Mapping[str, Any], out: Path) -> Path:
@@ -104,8 +110,8 @@ def _best(found: Mapping[str, Sequence[Table]]) -> str:
             rows.append((_budget(budget), best.name, _cell(score, True), str(score.n), others))
         head = [_AXIS.get(main.axis, "budget"), "best setting", metric(main.metric), "seeds", "others as good"]
         caption = (
-            f"{name}: the best setting by {metric(main.metric).lower()}, with 95 % over seeds (Student's t). 'As good' are"
-            " settings whose interval reaches that mean. The best of many is flattered by its choice."
+            f"{name}: the best by {metric(main.metric).lower()}, with 95 % over seeds (Student's t). 'As good' are "
+            "settings whose interval reaches that mean. The best of many is flattered by its choice."
         )
         parts.append(f"<h3>{escaped(name)}</h3>{_cards(main)}{table(head, rows, caption)}")
     return section("best", "Best settings", "".join(parts))
@@ -133,12 +139,12 @@ def _curves(found: Mapping[str, Sequence[Table]]) -> str:
         svg = figures.panels(panels, columns=min(2, len(panels)), height=3.4)
         left_out = max(0, len(several[0].settings) - MOST_CURVES)
         caption = (
-            f"{name}: mean over {_words(several[0].seeds)}; bands are 95 % (Student's t) of that mean; a point with "
+            f"Mean over {_words(several[0].seeds)}; bands are 95 % (Student's t) of that mean; a point with "
             "none has a single seed. Seeds that share test micrographs are not independent of each other."
             + (f" {left_out} settings are left out; the table below has them." if left_out else "")
         )
         drawn = inline_svg(svg, f"Scores of {name} over the budget; the tables have the numbers", f"s{index}")
-        parts.append(figure(drawn, caption))
+        parts.append(f"<h3>{escaped(name)}</h3>{figure(drawn, caption)}")
     return section("curves", "Curves", "".join(parts) or missing("No sweep has more than one budget."))
 
 

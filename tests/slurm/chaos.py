@@ -18,12 +18,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.slurm import chaos_checks as checks
-from tests.slurm import chaos_disk, chaos_kill, chaos_local, chaos_preempt, chaos_submitit, chaos_sweep
+from tests.slurm import chaos_disk, chaos_kill, chaos_local, chaos_pipeline, chaos_preempt, chaos_submitit, chaos_sweep
 from tests.slurm.chaos_checks import Row
 from tests.slurm.chaos_run import Run, nanodist, prepare, undisturbed
 from tests.slurm.cluster import SWITCH, Cluster, ClusterError
 
-SCENARIOS = ("train", "preempt", "kill", "memory", "disk", "bits", "elastic", "submitit", "sweep")
+SCENARIOS = ("train", "preempt", "kill", "memory", "disk", "bits", "elastic", "submitit", "sweep", "pipeline")
 Table = list[tuple[str, ...]]
 TWO_NODES = chaos_preempt.SIZE
 # Slurm takes at most MIN x --ntasks-per-node nodes, so none is given: one task a node.
@@ -150,6 +150,12 @@ def sweep(out: Path, count: int, seed: int) -> tuple[list[Row], list[Table]]:
     """A sweep of 60 small fine-tunings."""
     with cluster_for(out) as cluster:
         return chaos_sweep.sweep(cluster, out), []
+
+
+def pipeline(out: Path, count: int, seed: int) -> tuple[list[Row], list[Table]]:
+    """A pipeline whose pretraining is preempted, and the same without Slurm."""
+    with cluster_for(out) as cluster:
+        return chaos_pipeline.pipeline(cluster, out), []
 
 
 def show(name: str, rows: Sequence[Row], tables: Sequence[Table]) -> bool:
