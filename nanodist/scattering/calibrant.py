@@ -112,8 +112,8 @@ def calibrate(
     geometry = task.refined(start, None, 0, turns=2).geometry
     split = split_of(profiles(frame, geometry, period_nm))
     if split is None:
-        return task.refined(geometry, None, 0, turns=4)
-    both = [task.refined(geometry, split, layer, turns=4) for layer in range(2)]
+        return task.refined(geometry, None, 0, turns=3)
+    both = [task.refined(geometry, split, layer, turns=3) for layer in range(2)]
     points = crests(profiles(frame, geometry, period_nm), split)
     strength = [float(np.median(points.heights[points.layers == layer])) for layer in range(2)]
     brighter = int(strength[1] > strength[0])

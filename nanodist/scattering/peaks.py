@@ -42,24 +42,23 @@ def fit_peaks(axis: np.ndarray, mean: np.ndarray, sigma: np.ndarray, centres: np
     """
     weight = np.where(np.isfinite(sigma), 1 / np.maximum(sigma, 1e-300), 0.0)
     values = _first(axis, mean, weight, centres)
-    damping = np.full(len(values), 1e-2)
     residual, slopes = _model(axis, mean, weight, values)
     cost = np.sum(residual**2, axis=1)
+    damping, running = np.full(len(values), 1e-2), np.arange(len(values))
     for _ in range(_STEPS):
-        normal = slopes.transpose(0, 2, 1) @ slopes
-        gradient = (slopes.transpose(0, 2, 1) @ residual[..., None])[..., 0]
-        step = _solved(normal, gradient, damping)
-        trial = values - step
-        new_residual, new_slopes = _model(axis, mean, weight, trial)
+        step = _step(slopes[running], residual[running], damping[running])
+        trial = values[running] - step
+        new_residual, new_slopes = _model(axis, mean[running], weight[running], trial)
         new_cost = np.sum(new_residual**2, axis=1)
-        better = new_cost < cost
-        damping = np.clip(np.where(better, damping * 0.3, damping * 5), 1e-9, 1e9)
-        change = np.where(better, cost - new_cost, 0.0)
-        values = np.where(better[:, None], trial, values)
-        residual = np.where(better[:, None], new_residual, residual)
-        slopes = np.where(better[:, None, None], new_slopes, slopes)
-        cost = np.where(better, new_cost, cost)
-        if (better | (damping > 1e6)).all() and (change <= 1e-9 * cost).all():
+        gain = cost[running] - new_cost
+        better = gain > 0
+        moved = running[better]
+        values[moved], cost[moved] = trial[better], new_cost[better]
+        residual[moved], slopes[moved] = new_residual[better], new_slopes[better]
+        damping[running] = np.clip(np.where(better, damping[running] * 0.2, damping[running] * 8), 1e-9, 1e9)
+        done = np.where(better, gain <= 1e-7 * new_cost, damping[running] > 1e4)
+        running = running[~done]
+        if len(running) == 0:
             break
     return _result(values, slopes, cost, centres.shape[1])
 
@@ -92,11 +91,13 @@ def _model(axis: np.ndarray, mean: np.ndarray, weight: np.ndarray, values: np.nd
     return (curve - mean) * weight, slopes * weight[..., None]
 
 
-def _solved(normal: np.ndarray, gradient: np.ndarray, damping: np.ndarray) -> np.ndarray:
-    diagonal = np.einsum("npp->np", normal)
-    scale = np.sqrt(np.maximum(diagonal, 1e-30))
+def _step(slopes: np.ndarray, residual: np.ndarray, damping: np.ndarray) -> np.ndarray:
+    """The damped step of each profile, (N, 2 K + 3), to be taken off its values."""
+    turned = slopes.transpose(0, 2, 1)
+    normal, gradient = turned @ slopes, turned @ residual[..., None]
+    scale = np.sqrt(np.maximum(np.einsum("npp->np", normal), 1e-30))
     scaled = normal / scale[:, :, None] / scale[:, None, :] + damping[:, None, None] * np.eye(normal.shape[1])
-    return np.linalg.solve(scaled, (gradient / scale)[..., None])[..., 0] / scale
+    return np.linalg.solve(scaled, gradient / scale[..., None])[..., 0] / scale
 
 
 def _result(values: np.ndarray, slopes: np.ndarray, cost: np.ndarray, number: int) -> Peaks:
