@@ -53,7 +53,7 @@ class PolarEncoder(nn.Module):
 
     def forward(self, values: Tensor, share: Tensor, features: Tensor | None = None) -> Latent:
         """The Gaussian of ``values`` and the ``share`` measured, (n, rows, columns), and of features (n, c)."""
-        planes = torch.stack([values, share], 1).to(self.head[0].weight.dtype)
+        planes = torch.stack([values, share], 1).to(next(self.parameters()).dtype)
         flat = self.body(planes).flatten(1)
         flat = flat if features is None else torch.cat([flat, features], 1)
         mean, log_variance = self.head(flat).chunk(2, 1)

@@ -161,10 +161,10 @@ def median_with_interval(
         return math.nan, math.nan, math.nan
     v, names = v[good], np.asarray(specimens)[good]
     groups = [v[names == name] for name in sorted(set(names.tolist()))]
-    rng = np.random.default_rng(seed)
-    drawn = [
-        float(np.median(np.concatenate([groups[i] for i in rng.integers(0, len(groups), len(groups))])))
-        for _ in range(_RESAMPLED)
-    ]
-    low, high = np.percentile(drawn, (2.5, 97.5))
+    padded = np.full((len(groups), max(map(len, groups))), np.nan)
+    for row, group in enumerate(groups):
+        padded[row, : len(group)] = group
+    drawn = np.random.default_rng(seed).integers(0, len(groups), (_RESAMPLED, len(groups)))
+    medians = np.nanmedian(padded[drawn].reshape(_RESAMPLED, -1), 1)
+    low, high = np.percentile(medians, (2.5, 97.5))
     return float(np.median(v)), float(low), float(high)
