@@ -136,13 +136,18 @@ class Encoder:
         spec: how images are read.
         trunk: float32 timm model in eval mode.
         name: short name for tables.
+        head: what pooled features go through before they are averaged over symmetries; nothing, but in a classifier.
         seen: what the weights were trained on: ``manifest_hash``, ``run``, ``step`` and, up to 20000, ``groups``
             (names of the micrographs); ``None`` where that is not known or nothing was seen.
+        output: what :meth:`embed` gives.
     """
+
+    output = "features"
 
     def __init__(self, spec: EncoderSpec, trunk: nn.Module, name: str, seen: dict[str, Any] | None = None) -> None:
         self.spec, self.name, self.seen = spec, name, seen
         self.trunk = trunk.float().eval().requires_grad_(False)
+        self.head: nn.Module = nn.Identity()
 
     @torch.inference_mode()
     def embed_batch(self, images: Tensor) -> Tensor:
@@ -152,8 +157,8 @@ class Encoder:
     def _look(self, images: Tensor, scale: float, crop_px: int, count: int) -> Tensor:
         images = normalise(looked_at(images, scale, crop_px), self.spec)
         images = images.contiguous(memory_format=torch.channels_last)
-        turned = (pooled_features(self.trunk, x, self.spec.pooling) for x in symmetries(images, count))
-        return torch.stack(list(turned)).mean(0)
+        pooled = (pooled_features(self.trunk, x, self.spec.pooling) for x in symmetries(images, count))
+        return torch.stack([self.head(x) for x in pooled]).mean(0)
 
     def embed(
         self, images: Iterable[Image], batch_size: int = 64, progress: Callable[[int], None] | None = None

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from hpc.errors import UserError
 from nanodist.export.loading import FORMATS, TITLES
 
 
@@ -15,7 +16,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", metavar="RUN", type=Path, help="Run directory, one checkpoint of it, or another export.")
     parser.add_argument("--to", metavar="DIR", required=True, type=Path, help="Folder to write; it must not exist yet.")
     parser.add_argument(
-        "--format", default="timm", metavar="FORMAT,...", help=f"What to write, joined by commas: {', '.join(FORMATS)}."
+        "--format",
+        default="",
+        metavar="FORMAT,...",
+        help=f"What to write, joined by commas: {', '.join(FORMATS)} (default timm; of a classifier onnx, the other "
+        "graph being torch-export).",
     )
     parser.add_argument("--license", default="", help="Licence of the weights as an SPDX name, for the model card.")
     parser.add_argument(
@@ -26,7 +31,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Export, and say what was checked and how to load the result."""
+    kind = kind_of_run(args.run)
+    if kind == "segmentation":
+        raise UserError(
+            f"{args.run} is a segmentation, which cannot be exported yet; its encoder is where it came from"
+        )
     wanted = [name.strip() for name in args.format.split(",") if name.strip()]
+    if kind == "classification":
+        return _classifier(args, wanted or ["onnx"])
+    wanted = wanted or ["timm"]
     from nanodist.encoders import load_encoder
     from nanodist.export.folder import export, require
 
@@ -42,6 +55,40 @@ def run(args: argparse.Namespace) -> int:
     if "timm" in wanted:
         print(f'load it with: timm.create_model("local-dir:{args.to}", pretrained=True)')
     print(f"{args.to / 'README.md'} has the code for {', '.join(TITLES[name] for name in FORMATS if name in wanted)}")
+    return 0
+
+
+def kind_of_run(path: Path) -> str:
+    """``classification`` or ``segmentation`` for the run directory of a fine-tuning, else empty."""
+    from nanodist.downstream.finetune.load import kind_of
+
+    return kind_of(path) if (path / "checkpoints").is_dir() else ""
+
+
+def _classifier(args: argparse.Namespace, wanted: list[str]) -> int:
+    import json
+
+    from nanodist.downstream.finetune.load import load_classifier
+    from nanodist.export.card import without_paths
+    from nanodist.export.classifier import export_classifier
+    from nanodist.report.collect import read_run
+
+    loaded = load_classifier(args.run)
+    scores = args.run / "scores.json"
+    card = {
+        "license": args.license,
+        "data_note": args.data,
+        "recipe": without_paths(read_run(args.run).recipe),
+        "scores": json.loads(scores.read_text())["rows"] if scores.is_file() else [],
+    }
+    name = args.name or args.run.resolve().name
+    parity = export_classifier(loaded, args.to, wanted, name, card)
+    print(args.to)
+    for row in parity["formats"]:
+        libraries = ", ".join(f"{name} {version}" for name, version in row["loaded_with"].items())
+        apart = row["relative_difference"]
+        print(f"{row['format']}: loaded with {libraries}; probabilities differ by {apart:.1e} at most")
+    print(f"{args.to / 'README.md'} has the code that runs it")
     return 0
 
 

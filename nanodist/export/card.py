@@ -77,7 +77,7 @@ of one micrograph on both sides of a split make any score look better than it is
 
 """
 
-_CITATION = """## Citation
+CITATION = """## Citation
 
 The workflow that nanodist implements at scale comes from:
 
@@ -168,32 +168,32 @@ def render(
         graph: what :func:`nanodist.export.graph.describe` says, where there is a graph.
         parity: what :func:`nanodist.export.parity.check` found.
     """
-    name = _line(card.get("name") or "encoder")
-    objective = _line(card.get("objective") or "self-supervision")
+    name = one_line(card.get("name") or "encoder")
+    objective = one_line(card.get("objective") or "self-supervision")
     license_name = json.dumps(str(card.get("license") or UNSTATED).lower())
     parts = [
         _HEADER.format(license=license_name, name=name),
-        _licence(card),
+        licence_note(card),
         _WHAT.format(architecture=spec.trunk, objective=objective),
         _LOAD.format(size=spec.image_size, features=features),
         *(_loading(kind, spec, features, location, graph or {}) for kind in formats),
-        _parity(parity),
+        parity_table(parity),
         _training(card),
         _scores(card),
         _USE,
-        _recipe(card),
-        _CITATION,
+        recipe_block(card),
+        CITATION,
     ]
     return "".join(parts)
 
 
 def _loading(kind: str, spec: EncoderSpec, features: int, location: str, graph: Mapping[str, Any]) -> str:
-    code = loading_code(spec, json.dumps(_line(location))[1:-1], kind)
+    code = loading_code(spec, json.dumps(one_line(location))[1:-1], kind)
     note = _NOTES[kind].format(features=features, sizes=graph.get("sizes", ""), opset=graph.get("opset", ""))
     return f"### {TITLES[kind]}\n\n```python\n{code}```\n\n{note}\n"
 
 
-def _parity(parity: Mapping[str, Any] | None) -> str:
+def parity_table(parity: Mapping[str, Any] | None) -> str:
     """The table of differences between the run and what others load, from image files on."""
     if not parity:
         return ""
@@ -208,13 +208,14 @@ def _parity(parity: Mapping[str, Any] | None) -> str:
         note = "transformers was not installed there: its row is from the same files by timm, which it wraps.\n\n"
     return (
         "## Parity\n\nThe code above was run in a process without nanodist, on image files, before this folder got its "
-        f"name. Largest difference from the run's own features, relative to the largest feature; more than "
+        f"name. Largest difference from the run's own answers, relative to the largest; more than "
         f"{parity['tolerance']:.0e} would have been refused.\n\n"
         "| format | loaded with | images (px) | difference |\n|---|---|---|---|\n" + "".join(lines) + "\n" + note
     )
 
 
-def _licence(card: Mapping[str, Any]) -> str:
+def licence_note(card: Mapping[str, Any]) -> str:
+    """What has to be said at the top where a licence is not known."""
     lines = []
     if not card.get("license"):
         lines.append(
@@ -238,7 +239,7 @@ def _training(card: Mapping[str, Any]) -> str:
         ("Source revision", card.get("git_commit")),
         ("nanodist", __version__),
     ]
-    lines = [f"| {label} | {_line(value)} |" for label, value in rows if value not in (None, "")]
+    lines = [f"| {label} | {one_line(value)} |" for label, value in rows if value not in (None, "")]
     return "## Training\n\n| | |\n|---|---|\n" + "\n".join(lines) + "\n\n"
 
 
@@ -253,7 +254,7 @@ def _scores(card: Mapping[str, Any]) -> str:
         interval = "" if low is None or high is None else f"{low:.3f} to {high:.3f}"
         name = str(row.get("encoder")) + {True: " \\*", None: " ?"}.get(row.get("transductive", False), "")
         cells = (name, row.get("method"), row.get("labels_per_class"), f"{row['mean']:.3f}", interval)
-        lines.append("| " + " | ".join(_line(cell) for cell in cells) + " |\n")
+        lines.append("| " + " | ".join(one_line(cell) for cell in cells) + " |\n")
     notes = ""
     if any(row.get("transductive") for row in rows):
         notes += "\n\\* Transductive: pretraining saw the test micrographs, without their labels.\n"
@@ -262,7 +263,8 @@ def _scores(card: Mapping[str, Any]) -> str:
     return "## Scores\n\nFrozen features, split by micrograph.\n\n" + head + "".join(lines) + notes + "\n"
 
 
-def _recipe(card: Mapping[str, Any]) -> str:
+def recipe_block(card: Mapping[str, Any]) -> str:
+    """The recipe as it ran."""
     import yaml
 
     if not card.get("recipe"):
@@ -275,6 +277,6 @@ def _product(a: Any, b: Any) -> int | None:
     return a * b if isinstance(a, int) and isinstance(b, int) else None
 
 
-def _line(value: Any) -> str:
+def one_line(value: Any) -> str:
     """One line of Markdown text: no line break, no table separator, no markup from a name."""
     return " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;").replace("`", "'")

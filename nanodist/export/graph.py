@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # Resize with antialiasing needs 18; 20 is what torch's exporter writes without converting down.
 OPSET = 20
-INPUT, OUTPUT = "images", "features"
+INPUT = "images"
 
 
 class Graph(nn.Module):
@@ -37,7 +37,7 @@ class Graph(nn.Module):
 
     def __init__(self, encoder: Encoder, fixed: bool) -> None:
         super().__init__()
-        self.trunk, self.spec, self.fixed = encoder.trunk, encoder.spec, fixed
+        self.trunk, self.head, self.spec, self.fixed = encoder.trunk, encoder.head, encoder.spec, fixed
 
     def forward(self, images: Tensor) -> Tensor:
         """Features (n, d) of ``images`` (n, 1, H, W) in [0, 1]."""
@@ -57,7 +57,7 @@ class Graph(nn.Module):
         """
         chosen = [i for i in range(symmetries) if i % 2 == quarter]
         turned = [torch.rot90(images.flip(-1) if i >= 4 else images, i % 4, dims=(-2, -1)) for i in chosen]
-        features = pooled_features(self.trunk, torch.cat(turned), self.spec.pooling)
+        features = self.head(pooled_features(self.trunk, torch.cat(turned), self.spec.pooling))
         return features.unflatten(0, (len(chosen), images.shape[0])).sum(0)
 
     def _central(self, images: Tensor, dim: int, crop_px: int) -> Tensor:
@@ -162,7 +162,7 @@ def describe(encoder: Encoder, one_size: bool, any_size: bool, side: int) -> dic
         "input": {"name": INPUT, "shape": ["batch", 1, *(["height", "width"] if any_size else [side, side])]},
         "input_type": "float32",
         "input_scale": "pixel / largest value of its type (255 or 65535)",
-        "output": {"name": OUTPUT, "type": "float32"},
+        "output": {"name": encoder.output, "type": "float32"},
         "inside": {
             "looks (scale, crop_px, symmetries)": [list(look) for look in spec.looks],
             "normalise": spec.normalise,
@@ -201,7 +201,7 @@ def write_onnx(made: ExportedProgram, facts: dict[str, Any], folder: Path) -> No
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=[INPUT],
-                output_names=[OUTPUT],
+                output_names=[facts["output"]["name"]],
                 external_data=False,
                 verbose=False,
             )

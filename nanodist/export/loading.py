@@ -85,7 +85,7 @@ session = onnxruntime.InferenceSession("{location}/onnx/model.onnx", providers=[
 
 def embed(pixels):  # a grey image: array (H, W) of uint8 or uint16
     images = pixels.astype("float32")[None, None] / np.float32(np.iinfo(pixels.dtype).max)
-    return session.run(["features"], {{"images": images}})[0][0]
+    return session.run(None, {{"images": images}})[0][0]
 """
 
 _TORCH_EXPORT = """import numpy as np
