@@ -13,38 +13,22 @@ import math
 import os
 import sys
 import warnings
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from hpc.config import option
 from hpc.environment import cores_of_rank
 from hpc.errors import UserError
 from hpc.optimizers.partitions import segments
 from hpc.optimizers.trust import TrustRatioOptimizer
 from hpc.reduction import Gradients, LoneGradients, PartitionedGradients, ReplicatedGradients
+from hpc.sections import EngineConfig
 from hpc.topology import Topology, cuda_index, init_process_group
 from hpc.zero3 import ShardedGradients
 
 ZERO3_BUCKET_ELEMENTS = 10_000_000
-
-
-@dataclass(frozen=True)
-class EngineConfig:
-    """The section ``engine`` of a recipe; a *how*."""
-
-    zero_stage: Literal[0, 1, 2, 3] = option(
-        0, "0 replicates; 1 shards optimizer states; 2 shards gradients too; 3 weights too (no BatchNorm, LARS, LAMB)."
-    )
-    device: Literal["auto", "cpu", "cuda"] = option("auto", "auto takes the GPU of the local rank where there is one.")
-    threads: int = option(0, "CPU threads a rank; 0 shares the cores of the node among its ranks.", low=0)
-    timeout_s: int = option(1800, "A collective that waits longer than this ends the run.", low=1)
-    surplus_ranks: Literal["refuse", "idle"] = option(
-        "refuse", "Where the recipe cannot run on so many ranks: refuse, or train on as many as it can."
-    )
 
 
 def pick_device(config: EngineConfig, topology: Topology) -> torch.device:

@@ -9,31 +9,8 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor, nn
 
-from hpc.config import option
-from hpc.optimizers import OptimizerConfig
 from hpc.optimizers.schedule import factor
-
-
-@dataclass(frozen=True)
-class SavingConfig:
-    """The section ``checkpoint`` of a recipe; a *how*."""
-
-    every_steps: int = option(100, "Steps between checkpoints; the last step is always saved.", low=1)
-    keep: int = option(2, "How many of the newest checkpoints stay.", low=1)
-    keep_every_steps: int = option(0, "Checkpoints of multiples of this step stay for good; 0: none do.", low=0)
-    keep_best: int = option(0, "How many of the best stay: by online evaluation, or else by the loss.", low=0)
-    background: bool = option(True, "Write while training goes on; it waits for the copy to memory only.")
-
-
-@dataclass(frozen=True)
-class GuardConfig:
-    """The section ``guard`` of a recipe: what ends a start before its time; a *how*."""
-
-    margin_s: float = option(120.0, "Save and stop this long before the end of the job's time limit.", low=0.0)
-    hang_s: float = option(1800.0, "No step for so long is a hang: stacks are dumped, the rank ends; 0: off.", low=0.0)
-    futile_starts: int = option(
-        3, "After so many starts in a row that failed with no progress, refuse; 0: never.", low=0
-    )
+from hpc.sections import GuardConfig, OptimizerConfig, SavingConfig
 
 
 class StepBatch(Protocol):

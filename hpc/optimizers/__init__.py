@@ -3,40 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
 
-from hpc.config import option
 from hpc.optimizers.lamb import LAMB
-from hpc.optimizers.lars import LARS, MomentumOrder
-
-
-@dataclass(frozen=True)
-class OptimizerConfig:
-    """The section ``optimizer`` of a recipe."""
-
-    name: Literal["adamw", "sgd", "lars", "lamb"] = option("adamw", "Which optimizer; lars and lamb: large batches.")
-    lr: float = option(1e-3, "Peak learning rate, at lr_batch_size samples a step.", low=0.0)
-    lr_batch_size: int = option(0, "lr is scaled by global_batch_size / lr_batch_size; 0 leaves it as it is.", low=0)
-    weight_decay: float = option(0.05, "Decay of weights; biases and norms are left out.", low=0.0)
-    momentum: float = option(0.9, "Momentum of SGD and LARS.", low=0.0, high=1.0)
-    momentum_order: MomentumOrder = option(
-        "lr_then_momentum",
-        "LARS: its momentum sums steps (the paper, SimCLR), or gradients that lr multiplies after (Barlow Twins).",
-    )
-    trust_coefficient: float = option(0.001, "LARS: |weight| / |gradient| is multiplied by it.", low=0.0)
-    betas: tuple[float, float] = option((0.9, 0.999), "Averages of AdamW and LAMB.", low=0.0, high=1.0)
-    schedule: Literal["cosine", "constant"] = option("cosine", "What follows the warm-up.")
-    warmup_steps: int = option(100, "Steps of linear warm-up, at most a tenth of the run.", low=0)
-    final_lr_factor: float = option(0.01, "Share of the peak at the last step of the cosine.", low=0.0, high=1.0)
-    clip_norm: float = option(0.0, "Largest global gradient norm (L2); 0 does not clip.", low=0.0)
-
-    def peak_lr(self, global_batch_size: int) -> float:
-        """Learning rate after the warm-up for a batch of ``global_batch_size`` (linear scaling rule)."""
-        return self.lr * (global_batch_size / self.lr_batch_size if self.lr_batch_size else 1.0)
+from hpc.optimizers.lars import LARS
+from hpc.sections import OptimizerConfig
 
 
 def parameter_groups(

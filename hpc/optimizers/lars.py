@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from hpc.optimizers.trust import TrustRatioOptimizer
-
-MomentumOrder = Literal["lr_then_momentum", "momentum_then_lr"]
+from hpc.sections import MomentumOrder
 
 
 class LARS(TrustRatioOptimizer):
