@@ -28,6 +28,7 @@ COMMANDS = {
     "suggest": "Name the micrographs that are worth labelling next.",
     "similar": "Find look-alikes of a micrograph in a store.",
     "measure": "Measure what masks show: widths, lengths, domains and percolation, in nm.",
+    "scattering": "Inspect, calibrate and integrate scattering patterns.",
     "export": "Write a trained encoder so that others load it without nanodist.",
     "report": "Write one self-contained HTML page about a run.",
     "sync": "Give what runs without internet recorded for Weights & Biases to its server.",
