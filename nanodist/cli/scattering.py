@@ -195,8 +195,8 @@ def summary(found: Calibration) -> str:
     for ring in found.rings:
         use = "fitted" if ring.fitted else "predicted"
         lines.append(
-            f"  ring {ring.order:2d} {use:9s} q {ring.measured_inv_nm:.4f} of {ring.q_inv_nm:.4f} 1/nm ({ring.error:+.3%})"
-            f", {ring.sectors} sectors"
+            f"  ring {ring.order:2d} {use:9s} q {ring.measured_inv_nm:.4f} of {ring.q_inv_nm:.4f} 1/nm "
+            f"({ring.error:+.3%}), {ring.sectors} sectors"
         )
     if found.other is not None:
         lines.append("each ring is a pair (two layers of calibrant); the fainter ones:")

@@ -36,9 +36,9 @@ def draw(
     geometry = geometry or frame.geometry
     step = max(1, -(-max(frame.shape) // _LARGEST_PX))
     values, mask = frame.intensity[::step, ::step], frame.mask[::step, ::step]
-    known = values[mask] if mask.any() else np.ones(1)
-    # Zero counts are black; the brightest thousandth is white.
-    least = max(float(np.quantile(np.abs(known), 0.01)), 1e-3 * float(np.abs(known).max()), 1e-30)
+    # Linear up to half the median, logarithmic above; the brightest thousandth is white.
+    bright = values[mask & (values > 0)]
+    least = float(np.median(bright)) / 2 if bright.size else 1.0
     shown = np.arcsinh(np.where(mask, values, np.nan) / least)
     height = 6.0 * min(1.5, max(0.5, frame.shape[0] / frame.shape[1]))
     figure = Figure(figsize=(6.4, height), layout="constrained")

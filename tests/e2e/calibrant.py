@@ -100,10 +100,11 @@ def _real() -> dict[str, Any]:
         for layer in layers:
             errors = layer.errors
             row, column = layer.geometry.beam_centre_px
+            tilt = f"tilt {layer.geometry.tilt_deg:.2f} +- {max(errors['rot1_deg'], errors['rot2_deg']):.2f} deg"
             print(
                 f"{name}: {layer.geometry.distance_mm:.2f} +- {errors['distance_mm']:.2f} mm, beam ({row:.2f} +- "
-                f"{errors['row_px']:.2f}, {column:.2f} +- {errors['column_px']:.2f}) px, tilt "
-                f"{layer.geometry.tilt_deg:.2f} +- {max(errors['rot1_deg'], errors['rot2_deg']):.2f} deg, misfit {layer.misfit_px:.2f} px"
+                f"{errors['row_px']:.2f}, {column:.2f} +- {errors['column_px']:.2f}) px, {tilt}, misfit "
+                f"{layer.misfit_px:.2f} px"
             )
             for ring in layer.rings:
                 use = "fitted   " if ring.fitted else "predicted"
