@@ -244,6 +244,8 @@ def _sem(row: Row, options: PairOptions, facts: dict[str, Any]) -> dict[str, Any
     if converted.reason is not None:
         raise UserError(converted.reason if str(row.sem) in converted.reason else f"{row.sem}: {converted.reason}")
     tile = next(iter(converted.tiles))
+    if tile.height * tile.width * tile.total_of_squares == tile.total**2:  # type: ignore[union-attr]
+        raise UserError(f"{row.sem} is without contrast, all its pixels have one value: leave it out")
     size = tile.facts["pixel_size_nm"]  # type: ignore[union-attr]
     if size is None:
         raise UserError(

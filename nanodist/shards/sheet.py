@@ -39,7 +39,7 @@ def draw_sheet(cells: Sequence[tuple[Image.Image, str]], path: Path, side: int =
     The pictures are up to ``side`` pixels high and ``width`` (``side`` unless given) wide.
     """
     width = side if width is None else width
-    columns = max(1, int(np.ceil(np.sqrt(len(cells)))) * side // width)
+    columns = int(np.ceil(np.sqrt(len(cells) * side / width)))
     rows = -(-len(cells) // columns)
     cell = side + _GAP
     sheet = Image.new("L", (columns * (width + _GAP) + _GAP, rows * (cell + _CAPTION) + _GAP), 255)
