@@ -7,6 +7,7 @@ resume.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import functools
@@ -186,10 +187,7 @@ def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict
         name, separator, text = override.partition("=")
         if not separator or not name:
             raise UserError(f"override '{override}' must look like section.key=value")
-        try:
-            value = yaml.safe_load(text) if text else ""
-        except yaml.YAMLError:
-            value = text
+        value = copy.deepcopy(_right_side(text))
         *path, last = name.split(".")
         place = result
         for part in path:
@@ -200,18 +198,33 @@ def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict
     return result
 
 
+@functools.lru_cache(maxsize=4096)
+def _right_side(text: str) -> Any:
+    """The value of an override; a sweep has the same few in thousands of recipes."""
+    try:
+        return yaml.safe_load(text) if text else ""
+    except yaml.YAMLError:
+        return text
+
+
 def to_dict(recipe: Any, *, what_only: bool = False) -> dict[str, Any]:
     """A recipe as nested plain values; with ``what_only`` the *how* fields and sections are left out."""
     result: dict[str, Any] = {}
-    for field in dataclasses.fields(recipe):
-        if what_only and field.metadata.get("how"):
+    for name, how in _fields(type(recipe)):
+        if what_only and how:
             continue
-        value = getattr(recipe, field.name)
-        if dataclasses.is_dataclass(value):
-            result[field.name] = to_dict(value, what_only=what_only)
+        value = getattr(recipe, name)
+        if hasattr(value, "__dataclass_fields__"):
+            result[name] = to_dict(value, what_only=what_only)
         else:
-            result[field.name] = list(value) if isinstance(value, tuple) else value
+            result[name] = list(value) if isinstance(value, tuple) else value
     return result
+
+
+@functools.cache
+def _fields(cls: Any) -> list[tuple[str, bool]]:
+    """Name of each field, and whether it is a *how*."""
+    return [(field.name, bool(field.metadata.get("how"))) for field in dataclasses.fields(cls)]
 
 
 def to_yaml(recipe: Any) -> str:

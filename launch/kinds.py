@@ -44,9 +44,12 @@ class Inputs:
         Raises:
             UserError: they cannot be had.
         """
+        start = recipe.encoder
+        if start.weights == "given" and start.source and not start.source.startswith("timm:"):
+            found: str = self.weights(start.source)
+            return found
         from nanodist.downstream.finetune.model import start_encoder
 
-        start = recipe.encoder
         # Random weights follow from the seed, given ones do not.
         key = (start.source, start.weights, recipe.seed if start.weights == "random" else None)
         if key not in self._beginnings:
@@ -71,6 +74,11 @@ class Inputs:
         Raises:
             UserError: it is neither.
         """
+        from nanodist.weights import hash_of_export
+
+        found = hash_of_export(source)
+        if found is not None:
+            return found
         from nanodist.encoders import load_encoder
 
         return load_encoder(source).weights_hash()

@@ -99,6 +99,7 @@ class Sweep:
         self.columns = dict(columns or {})
         self._jobs: Sequence[Job] | None = None
         self._helpers: dict[str, Job] = {}
+        self._keys: dict[str, str] = {}
         self._read: Reader | None = None
         self._inputs = Inputs()
 
