@@ -109,15 +109,14 @@ def calibrate(
         distance_mm = find_distance(frame, centre, pixel_size_mm, wavelength_nm, period_nm)
     start = Geometry(distance_mm, centre, pixel_size_mm, wavelength_nm, source="calibrant")
     task = _Task(frame, period_nm, fit_orders, tilt)
-    geometry = task.refined(start, None, 0, turns=2).geometry
-    split = split_of(profiles(frame, geometry, period_nm))
+    first, _ = task.refined(start, None, 0, turns=2)
+    split = split_of(profiles(frame, first.geometry, period_nm))
     if split is None:
-        return task.refined(geometry, None, 0, turns=3)
-    both = [task.refined(geometry, split, layer, turns=3) for layer in range(2)]
-    points = crests(profiles(frame, geometry, period_nm), split)
-    strength = [float(np.median(points.heights[points.layers == layer])) for layer in range(2)]
+        return task.refined(first.geometry, None, 0, turns=2)[0]
+    both = [task.refined(first.geometry, split, layer, turns=2) for layer in range(2)]
+    strength = [float(np.median(points.heights)) for _, points in both]
     brighter = int(strength[1] > strength[0])
-    return replace(both[brighter], other=both[1 - brighter])
+    return replace(both[brighter][0], other=both[1 - brighter][0])
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,7 @@ class _Task:
     fit_orders: Orders
     tilt: bool
 
-    def refined(self, start: Geometry, split: float | None, layer: int, turns: int) -> Calibration:
+    def refined(self, start: Geometry, split: float | None, layer: int, turns: int) -> tuple[Calibration, Points]:
         """Crests and geometry in turn, from a geometry (of pairs: one half way between their two)."""
         geometry, around, misfit = start, start, math.inf
         errors: dict[str, float] = {}
@@ -136,7 +135,7 @@ class _Task:
             chosen = points.orders % 2 == 1 if self.fit_orders == "odd" else np.ones(len(points.orders), dtype=bool)
             self.check(points[chosen])
             # One ring alone tells no tilt from a centre that is off, and a first guess is too far off for it.
-            tilt = self.tilt and turn > 0 and len(np.unique(points.orders[chosen])) > 1
+            tilt = self.tilt and (turn > 0 or bool(start.tilt_deg)) and len(np.unique(points.orders[chosen])) > 1
             geometry, errors, misfit = fit(geometry, points[chosen], self.period_nm, tilt)
             before = around
             # Pairs are looked for around their middle.
@@ -145,8 +144,7 @@ class _Task:
             moved = np.hypot(*np.subtract(before.beam_centre_px, around.beam_centre_px))
             if turn > 0 and moved < 2e-3 and abs(before.distance_mm / around.distance_mm - 1) < 2e-6:
                 break
-        rings = _rings(self.points(around, split, layer), geometry, self.period_nm, self.fit_orders)
-        return Calibration(geometry, errors, misfit, rings)
+        return Calibration(geometry, errors, misfit, _rings(points, geometry, self.period_nm, self.fit_orders)), points
 
     def points(self, around: Geometry, split: float | None, layer: int) -> Points:
         found = crests(profiles(self.frame, around, self.period_nm), split)

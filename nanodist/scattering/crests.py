@@ -85,8 +85,8 @@ def q_per_pixel(geometry: Geometry) -> float:
 
 def profiles(frame: Frame, geometry: Geometry, period_nm: float) -> Profiles:
     """The radial profiles of all orders in all sectors, in bins of half a pixel."""
-    q_y, q_x = geometry.q(frame.shape)
-    modulus, angle = np.hypot(q_y, q_x)[frame.mask], np.arctan2(q_y, q_x)[frame.mask]
+    q_y, q_x = geometry.q_at(*np.nonzero(frame.mask))
+    modulus, angle = np.hypot(q_y, q_x), np.arctan2(q_y, q_x)
     values = frame.intensity[frame.mask].astype(np.float64)
     spacing = 2 * math.pi / period_nm
     per_pixel = q_per_pixel(geometry)

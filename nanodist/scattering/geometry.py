@@ -127,9 +127,7 @@ def from_poni(
     """
     turn = rotation(rotations_rad)
     if not turn[2, 2] > 0:
-        raise UserError(
-            f"the geometry ({source}) has the beam run along or away from the detector: check rot1 and rot2"
-        )
+        raise UserError(f"the geometry ({source}) has the detector along the beam or behind it: check rot1 and rot2")
     along = distance_m * 1e3 / float(turn[2, 2])
     centre = tuple((poni_m[axis] * 1e3 + along * float(turn[2, axis])) / pixel_size_mm[axis] - 0.5 for axis in range(2))
     return Geometry(along, (centre[0], centre[1]), pixel_size_mm, wavelength_nm, rotations_rad, source)
