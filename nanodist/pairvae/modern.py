@@ -59,10 +59,11 @@ class Modern(PairModel):
             self.map_number, channels = map_stage(encoder.trunk, geometry.size_px, self.cells)
             encoder.trunk.requires_grad_(True)
         self.local = Local(own, width, None if encoder is None else encoder.trunk, channels)
-        self.saxs_encoder = PolarEncoder(self.polar, shared)
+        self.saxs_encoder = PolarEncoder(self.polar, shared, 1)
         self.sem_encoder = PolarEncoder(self.polar, shared, self.local.channels)
         self.saxs_decoder = PolarDecoder(self.polar, shared)
         self.sem_decoder = SemDecoder(self.polar, self.crops, shared, own, width)
+        self.saxs_level = nn.Linear(shared, 1)
         self.log_sigma = nn.Parameter(torch.full((1,), -1.4))
         self.register_buffer("ring_mean", torch.zeros(self.polar.rows))
         self.register_buffer("ring_log", torch.zeros(self.polar.rows))
@@ -102,10 +103,11 @@ class Modern(PairModel):
         """The shared vector of patterns, turned as their images are."""
         values = torch.asinh(inputs.intensity / self.geometry.reference)
         values, share = self._folded(values, inputs.mask, inputs.turns)
-        return self.saxs_encoder(self._centred(values, share), share)  # type: ignore[no-any-return]
-
-    def _centred(self, values: Tensor, share: Tensor) -> Tensor:
-        return (values - self.ring_mean[:, None]) * (share > 0.01)
+        centred, known = values - self.ring_mean[:, None], share > 0.01
+        # How long a pattern was exposed is one number beside it, so that its rings look alike at any exposure.
+        level = masked_mean(centred, known)
+        flat = (centred - level[:, None, None]) * known
+        return self.saxs_encoder(flat, share, level[:, None].to(self.log_sigma.dtype))  # type: ignore[no-any-return]
 
     def _image_spectra(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """asinh of ten times |FFT|^2 over its mean, at the polar nodes, and where a crop of that size knows it."""
@@ -133,7 +135,7 @@ class Modern(PairModel):
 
     def _log_polar(self, z: Tensor) -> Tensor:
         """Natural logarithm of the expected intensity at the polar nodes, (n, 1, rows, columns)."""
-        return self.saxs_decoder(z) + self.ring_log[:, None]
+        return self.saxs_decoder(z) + self.ring_log[:, None] + self.saxs_level(z)[..., None, None]
 
     def _log_intensity(self, z: Tensor, turns: Tensor | None) -> Tensor:
         """The same in the pixels of patterns as they were measured, (n, S, S)."""
@@ -154,10 +156,18 @@ class Modern(PairModel):
         shared, own = self._encode_sem(inputs)
         return self.decode_sem(shared.mean, own.mean)
 
-    def _saxs_error(self, z: Tensor, inputs: Inputs) -> Tensor:
-        """Negative log likelihood (n,) of patterns under a shared vector."""
+    def _saxs_error(self, z: Tensor, inputs: Inputs, of_image: bool = False) -> Tensor:
+        """Negative log likelihood (n,) of patterns under a shared vector.
+
+        Args:
+            of_image: the vector is that of an image, which cannot know the exposure: it is fitted.
+        """
         log_rate = self._log_intensity(z, inputs.turns)
         data, mask = inputs.intensity.to(log_rate.dtype), inputs.mask
+        if of_image:
+            floor = 1e-3 * self.geometry.reference
+            wanted, found = (masked_mean(x, mask).clamp_min(floor) for x in (data, log_rate.exp()))
+            log_rate = log_rate + (wanted / found).log()[:, None, None]
         counts = poisson_nll(log_rate, data.clamp_min(0.0), mask)
         reduced = gaussian_nll(log_rate.exp(), data, inputs.sigma.to(log_rate.dtype), mask)
         raw = (inputs.sigma == 0).flatten(1).all(1)
@@ -197,7 +207,7 @@ class Modern(PairModel):
         from_given = torch.where(has_saxs[:, None] > 0, za, zb)
         return {
             **terms,
-            "sem_saxs": both * self._saxs_error(zb, inputs),
+            "sem_saxs": both * self._saxs_error(zb, inputs, True),
             "saxs_sem": both * pixel_nll(self.decode_sem(za, u), images, self._sigma()),
             "coupling": both * (saxs.mean - sem.mean).square().mean(1),
             "physics": self._physics(from_given, noise[3], inputs),

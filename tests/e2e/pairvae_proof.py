@@ -31,9 +31,9 @@ SHORT = {
         "model.sem_filters=16",
         "model.sem_kernel=7",
         "model.fixed_crop_from_epoch=10",
-        "solo.epochs=100",
-        "solo.saxs_epochs=50",
-        "pair.epochs=110",
+        "solo.epochs=60",
+        "solo.saxs_epochs=30",
+        "pair.epochs=80",
     ],
 }
 SHOWN = {

@@ -263,3 +263,14 @@ def test_what_a_preset_cannot_do_is_said(preset, override, sentence):
 def test_a_micrograph_smaller_than_a_crop_is_named():
     with pytest.raises(UserError, match=r"item item00\d covers .* less than a crop of 32 px of 20 nm"):
         PairData(PairsInMemory(4, grid_px=32, size_px=96), tiny("modern", "data.pixel_size_nm=20").data).image(0)
+
+
+def test_the_exposure_of_a_pattern_is_not_asked_of_an_image():
+    task = _task("modern", "pair")
+    inputs = task.parts(next(task.batches(0)))[0]
+    inputs = inputs._replace(intensity=inputs.intensity.clamp_min(1.0))
+    z = task.model.encode_sem(inputs).mean.detach()
+    long = inputs._replace(intensity=100 * inputs.intensity)
+    own, other = (task.model._saxs_error(z, given).detach() for given in (inputs, long))
+    fitted = [task.model._saxs_error(z, given, True).detach() for given in (inputs, long)]
+    assert (abs(other - own) > abs(fitted[1] - fitted[0])).all()
