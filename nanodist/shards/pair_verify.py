@@ -10,7 +10,7 @@ import xxhash
 
 from hpc.errors import UserError
 from nanodist.shards.foreign import check_member
-from nanodist.shards.pair_manifest import PairManifest, load_pair_manifest
+from nanodist.shards.pair_manifest import Member, PairManifest, load_pair_manifest
 from nanodist.shards.pair_store import PairStore
 from nanodist.shards.verify import Fault
 
@@ -43,7 +43,7 @@ def verify_pairs(path: Path) -> tuple[PairManifest, list[Fault]]:
 
 def _members(file: Path, manifest: PairManifest, number: int) -> Iterator[str]:
     """Members that lie elsewhere than the manifest says, that it does not know, or that are not there."""
-    expected = {}
+    expected: dict[str, Member] = {}
     for item in manifest.items:
         if item.shard == number:
             places = {"saxs.npy": item.saxs, "sem.png": item.sem, "json": item.json}

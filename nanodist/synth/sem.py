@@ -169,6 +169,6 @@ def _dust(count: int, settings: SemSettings, rng: np.random.Generator) -> F64:
 
 def _jittered(signal: F64, jitter_px: float, rng: np.random.Generator) -> F64:
     """Each row shifted by a little, as vibration and stray fields do."""
-    rows, columns = np.indices(signal.shape, dtype=np.float64)
-    columns += rng.normal(0, max(jitter_px, 0.0), (signal.shape[0], 1))
-    return np.asarray(map_coordinates(signal, [rows, columns], order=1, mode="nearest"))
+    places = np.indices(signal.shape, dtype=np.float64)
+    places[1] += rng.normal(0, max(jitter_px, 0.0), (signal.shape[0], 1))
+    return np.asarray(map_coordinates(signal, places, order=1, mode="nearest"))
