@@ -210,7 +210,7 @@ def _right_side(text: str) -> Any:
 def to_dict(recipe: Any, *, what_only: bool = False) -> dict[str, Any]:
     """A recipe as nested plain values; with ``what_only`` the *how* fields and sections are left out."""
     result: dict[str, Any] = {}
-    for name, how in _fields(type(recipe)):
+    for name, how in _fields(type(recipe)):  # type: ignore[arg-type]
         if what_only and how:
             continue
         value = getattr(recipe, name)

@@ -23,7 +23,7 @@ from hpc.run_dir import RunDir, futile_starts
 from hpc.saving import restore
 from hpc.task import GuardConfig, Plan, Task, TrainState
 from hpc.topology import Topology
-from hpc.tracking import Tracker, TrackingConfig
+from hpc.tracking import Tracker, TrackingConfig, parent_run
 from hpc.watchdog import Watchdog
 
 
@@ -198,7 +198,11 @@ def _tracker_of(recipe: JobRecipe, start: Start, first_step: int) -> Tracker:
         group=tracking.group,
         job_type=tracking.job_type or start.kind,
         first_step=first_step,
-        config={**recipes.flatten(recipes.to_dict(recipe)), "fingerprint": start.fingerprint},
+        config={
+            **recipes.flatten(recipes.to_dict(recipe)),
+            "fingerprint": start.fingerprint,
+            **parent_run(tracking),
+        },
     )
 
 

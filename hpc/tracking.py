@@ -65,6 +65,18 @@ class TrackingConfig:
     name: str = option("", "W&B name of the run; empty: the run directory's.")
     group: str = option("", "W&B group, such as a sweep's name.")
     job_type: str = option("", "W&B job type; empty: pretrain, finetune, ...")
+    parent: str = option("", "Run directory of the run that this one follows, such as its pretraining's; W&B links it.")
+
+
+def parent_run(tracking: TrackingConfig) -> dict[str, str]:
+    """What W&B shows of the run before this one: its folder and, where W&B has it too, its id there."""
+    if not tracking.parent:
+        return {}
+    try:
+        number = (RunDir(tracking.parent).wandb / "run_id").read_text().strip()
+    except OSError:
+        number = ""
+    return {"parent.run_dir": tracking.parent, **({"parent.run_id": number} if number else {})}
 
 
 class Tracker:

@@ -106,11 +106,12 @@ class ProbeRecipe:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a job belongs: the name and folder of its sweep, and its run directory."""
+    """Where a job belongs: the name and folder of its sweep, its run directory, and the run that it follows."""
 
     sweep: str
     folder: Path
     run_dir: Path
+    parent: str = ""
 
 
 Arguments = Callable[[Any, str, Sequence[str], Place], list[str]]
@@ -170,9 +171,20 @@ class Kind:
 def _by_recipe(name: str) -> Arguments:
     def line(recipe: Any, source: str, overrides: Sequence[str], place: Place) -> list[str]:
         # The right side of an override is YAML, as JSON is.
-        return [name, source, *overrides, f"run_dir={json.dumps(str(place.run_dir))}"]
+        own = {"run_dir": str(place.run_dir), **_tracking(recipe, place)}
+        return [name, source, *overrides, *(f"{key}={json.dumps(value)}" for key, value in own.items())]
 
     return line
+
+
+def _tracking(recipe: Any, place: Place) -> dict[str, str]:
+    """One group in W&B for a sweep, and a link from its runs to the pretraining; what the recipe says itself stays."""
+    if recipe.tracking.mode == "disabled":
+        return {}
+    group = {} if recipe.tracking.group else {"tracking.group": place.sweep}
+    source = getattr(recipe.encoder, "source", "")
+    parent = place.parent or (source if source and (Path(source) / "run.json").is_file() else "")
+    return {**group, **({"tracking.parent": str(parent)} if parent and not recipe.tracking.parent else {})}
 
 
 def _pretrain_parts(source: str) -> tuple[type, Mapping[str, Any]]:

@@ -67,7 +67,7 @@ class Pipeline:
             if value.get("job") not in ("finetune", "probe"):
                 raise UserError(f"pipeline: sweeps.{key}.job is {value.get('job')!r}; allowed: finetune, probe")
         self.pretrainings = Sweep("pretrain", **_shape(self._pretrain), name=name, folder=folder)
-        self.pretrainings.folder = SweepFolder(self.home / "pretrain")
+        self.pretrainings.folder, self.pretrainings.group = SweepFolder(self.home / "pretrain"), name
         for key in self._sweeps:
             self._sweep(key, "ENCODER", {}).check()
 
@@ -121,7 +121,9 @@ class Pipeline:
         """One of its sweeps over the encoder of one pretraining."""
         point = next(job.point for job in self.pretrainings.jobs() if job.fingerprint == fingerprint)
         columns = {f"pretrain.{name}": value for name, value in point.items()}
-        return self._sweep(key, str(self.encoder(fingerprint)), {"pretraining": fingerprint, **columns})
+        made = self._sweep(key, str(self.encoder(fingerprint)), {"pretraining": fingerprint, **columns})
+        made.group, made.parent = self.name, str(self.pretrainings.folder.run_dir(fingerprint))
+        return made
 
     def _sweep(self, key: str, encoder: str, columns: Mapping[str, Any]) -> Sweep:
         value = self._sweeps[key]

@@ -97,6 +97,7 @@ class Sweep:
         self.points = grids.points(grid, zip, list, random, where)
         self.folder = SweepFolder(Path(folder) / name)
         self.columns = dict(columns or {})
+        self.group, self.parent = "", ""  # in W&B: another name than the sweep's, and the run that its jobs follow
         self._jobs: Sequence[Job] | None = None
         self._helpers: dict[str, Job] = {}
         self._keys: dict[str, str] = {}
@@ -200,7 +201,7 @@ class Sweep:
         except UserError as error:
             raise self._at(point, error) from None
         self._helpers |= {helper.fingerprint: helper for helper in helpers}
-        place = Place(self.folder.name, self.folder.path, self.folder.run_dir(fingerprint))
+        place = Place(self.group or self.folder.name, self.folder.path, self.folder.run_dir(fingerprint), self.parent)
         arguments = self.kind.arguments(recipe, self._source(), overrides, place)
         return Job(fingerprint, {**self.columns, **point}, arguments, [helper.fingerprint for helper in helpers])
 
