@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,22 @@ def read_tiff(path: Path, frame: int | None) -> Raw:
         _from_own(text, raw, path)
     else:
         from_dectris_text(text, raw)
+        from_mar(mar_header(path), raw)
     return raw
+
+
+def mar_header(path: Path) -> dict[str, Any]:
+    """The binary header that MarCCD and Rayonix put between the tags and the pixels of a TIFF; empty where none is."""
+    with open(path, "rb") as file:
+        file.seek(1024)
+        header = file.read(3072)
+    if len(header) < 3072 or header[28:32] not in (b"\xd2\x04\0\0", b"\0\0\x04\xd2") or find_spec("fabio") is None:
+        return {}
+    # fabio parses it, and then puts the tags of the TIFF in its place.
+    from fabio.marccdimage import HEADER_FORMAT, HEADER_NAMES, interpret_header
+
+    order = "<" if header[28:32] == b"\xd2\x04\0\0" else ">"
+    return dict(interpret_header(header, order + HEADER_FORMAT, HEADER_NAMES))
 
 
 def _from_own(text: str, raw: Raw, path: Path) -> None:
@@ -89,6 +105,8 @@ def read_detector_file(path: Path, frame: int | None) -> Raw:
             check_plane(tuple(chosen.shape or chosen.data.shape), path)
             values, header = np.array(chosen.data), dict(chosen.header)
             kind, frames = type(image).__name__, int(image.nframes)
+            # fabio fills up what is missing of an EDF file with zeros.
+            cut = bool(image.incomplete_file)
     except UserError:
         raise
     except Exception as error:
@@ -96,11 +114,13 @@ def read_detector_file(path: Path, frame: int | None) -> Raw:
             f"{path} is no pattern that fabio reads, or a damaged one ({short(error)}): write it as TIFF, EDF, CBF or "
             "NXcanSAS, or copy it again"
         ) from error
+    if cut:
+        raise UserError(f"{path} is truncated: copy it again")
     raw = Raw(values, frames, metadata={"format": kind.removesuffix("Image")})
     if "_array_data.header_contents" in header:
         from_dectris_text(str(header["_array_data.header_contents"]), raw)
     elif kind == "MarccdImage":
-        from_mar(header, raw)
+        from_mar(mar_header(path), raw)
     else:
         from_edf(header, raw)
     return raw
