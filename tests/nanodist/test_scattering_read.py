@@ -81,9 +81,10 @@ def test_cbf_carries_the_header_of_dectris(tmp_path):
     assert frame.geometry.distance_mm == 500 and frame.geometry.beam_centre_px == (100.0, 200.0)
 
 
-def test_marccd_states_its_geometry_in_integers(tmp_path):
-    (tmp_path / "a.mccd").write_bytes(_marccd(counts((64, 64), np.uint16)))
-    frame = read_frame(tmp_path / "a.mccd")
+@pytest.mark.parametrize("name", ["a.mccd", "a.tif"])
+def test_marccd_states_its_geometry_in_integers(tmp_path, name):
+    (tmp_path / name).write_bytes(_marccd(counts((64, 64), np.uint16)))
+    frame = read_frame(tmp_path / name)
     assert frame.kind == "counts" and np.array_equal(frame.intensity, counts((64, 64), np.uint16))
     assert frame.geometry.distance_mm == 250 and frame.geometry.beam_centre_px == (31.5, 32.5)
     assert frame.geometry.pixel_size_mm == pytest.approx((0.079, 0.08))
