@@ -8,7 +8,6 @@ is the window, above there is the pixel.
 
 from __future__ import annotations
 
-import functools
 import math
 
 import torch
@@ -98,7 +97,6 @@ def detrended(images: Tensor) -> Tensor:
     return flat
 
 
-@functools.cache
 def _hann(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     line = torch.hann_window(size, periodic=True, dtype=dtype, device=device)
     return line[:, None] * line[None, :]
