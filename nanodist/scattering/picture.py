@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from hpc.atomic import write_bytes
 from nanodist.scattering.curve import Curve
@@ -80,5 +81,8 @@ def draw_curves(path: Path, curves: Sequence[tuple[str, Curve]]) -> None:
 
 def _write(path: Path, figure: Any) -> None:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
-    write_bytes(path, buffer.getvalue())
+    figure.savefig(buffer, format="png", dpi=110)
+    # 64 colours are enough for greys, blue and red, and a third of the bytes.
+    small = io.BytesIO()
+    Image.open(buffer).convert("RGB").quantize(64).save(small, format="png", optimize=True)
+    write_bytes(path, small.getvalue())

@@ -2,7 +2,7 @@
 
 Simulated frames (q by pyFAI; gaps, dead, hot, full and marked pixels, beam stop): the geometry that they were made
 with against the fitted one, and the masks. Real frames where the data are there: fitted on the odd rings of silver
-behenate, where the even ones lie. The last line is one JSON object.
+behenate, where the even ones lie; and how far patterns differ between q and -q. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 import tifffile
 
-from nanodist.scattering import Frame, Given, read_frame
+from nanodist.scattering import Frame, Given, QGrid, read_frame, regrid
 from nanodist.scattering.calibrant import Calibration, calibrate
+from nanodist.scattering.transmission import friedel_ratio
 from tests.nanodist.scattering_frames import PERIOD_NM, PIXEL_MM, WAVELENGTH_NM, Simulated, simulated
 
 DATA = Path(os.environ.get("NANODIST_DATA", Path(__file__).resolve().parents[3] / "shared/data")) / "saxs2d"
@@ -28,6 +29,19 @@ REAL = {
     "autosaxs_AgBh700_96.9_calib.tif": 0.15418,
     "bioxtas_saxslab.tif": 0.15418,
 }
+# (row, column) of the beam; in the grazing frames the horizon, the reflected beam and a spot between them.
+BEAMS = (
+    ("transmission/autosaxs_AgBh700_96.9_calib.tif", (318.5, 587.5)),
+    ("transmission/autosaxs_ihs27_sample.tif", (318.5, 587.5)),
+    ("transmission/autosaxs_ihs27_buffer.tif", (318.5, 587.5)),
+    ("transmission/bioxtas_saxslab.tif", (359.4, 267.4)),
+    ("transmission/pysaxs_2018-01-31-OT_0_13459.tif", (903.9, 356.9)),
+    ("transmission/sasview_BAM_2D_I.tif", (407.0, 506.0)),
+    ("gisaxs/4nm_insitu_00005.tif", (1300.0, 790.0)),
+    ("gisaxs/4nm_insitu_00005.tif", (1170.0, 790.0)),
+    ("gisaxs/4nm_insitu_00005.tif", (1095.0, 800.0)),
+    ("gisaxs/4nm_insitu_00045.tif", (1300.0, 790.0)),
+)
 CASES: dict[str, dict[str, Any]] = {
     "square, 3 modules": {"rotations_rad": (0.0, 0.0, 0.0)},
     "tilted by 2 degrees": {"rotations_rad": (0.02, -0.03, 0.0)},
@@ -116,6 +130,21 @@ def _real() -> dict[str, Any]:
     return results
 
 
+def _halves() -> dict[str, float]:
+    """How far real patterns differ between q and -q around their beam; at grazing incidence, around where it may be."""
+    results = {}
+    for name, centre in BEAMS:
+        path = DATA / name
+        if not path.exists():
+            continue
+        given = Given(None, 700.0, centre, (PIXEL_MM, PIXEL_MM), WAVELENGTH_NM, setup="transmission")
+        ratio = friedel_ratio(regrid(read_frame(path, given), QGrid(192, 1.0)))
+        key = f"{name} {centre}"
+        results[key] = math.nan if ratio is None else ratio
+        print(f"I(q) against I(-q), median ratio: {results[key]:.2f}  {key}")
+    return results
+
+
 def _picture(path: Path, folder: Path) -> None:
     """A simulated frame with what is masked in colour, and the fitted rings."""
     from nanodist.scattering.picture import draw
@@ -132,7 +161,7 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, help="Also draw a simulated frame with its mask and fitted rings.")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        results = {"simulated": _simulations(Path(folder)), "real": _real()}
+        results = {"simulated": _simulations(Path(folder)), "real": _real(), "halves": _halves()}
         if args.picture:
             _picture(args.picture, Path(folder))
     print(json.dumps(results))
