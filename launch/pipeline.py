@@ -66,6 +66,13 @@ class Pipeline:
             _check_keys(f"sweeps.{key}", value, _SWEEP)
             if value.get("job") not in ("finetune", "probe"):
                 raise UserError(f"pipeline: sweeps.{key}.job is {value.get('job')!r}; allowed: finetune, probe")
+        for key, value in {
+            "pretrain": self._pretrain,
+            "export": self._export,
+            "report": self._report,
+            **self._sweeps,
+        }.items():
+            SlurmResources.from_values(dict(value.get("resources") or {}), f"pipeline: {key}: resources")
         self.pretrainings = Sweep("pretrain", **_shape(self._pretrain), name=name, folder=folder)
         self.pretrainings.folder, self.pretrainings.group = SweepFolder(self.home / "pretrain"), name
         for key in self._sweeps:

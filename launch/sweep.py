@@ -203,7 +203,8 @@ class Sweep:
         self._helpers |= {helper.fingerprint: helper for helper in helpers}
         place = Place(self.group or self.folder.name, self.folder.path, self.folder.run_dir(fingerprint), self.parent)
         arguments = self.kind.arguments(recipe, self._source(), overrides, place)
-        return Job(fingerprint, {**self.columns, **point}, arguments, [helper.fingerprint for helper in helpers])
+        told = {name: _plain(value) for name, value in {**self.columns, **point}.items()}
+        return Job(fingerprint, told, arguments, [helper.fingerprint for helper in helpers])
 
     def _source(self) -> str:
         """The recipe that jobs read: a packaged name, or the copy of a file."""
@@ -347,11 +348,16 @@ def _keys(cls: Any, prefix: str = "") -> dict[str, None]:
     return found
 
 
+def _plain(value: Any) -> Any:
+    """A value as JSON has it: paths as text, numbers of numpy as Python's."""
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "item"):
+        return value.item()
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
 def _text(value: Any) -> str:
     """A value as the right side of an override, which is read as YAML."""
-    if isinstance(value, Path):
-        value = str(value)
-    if hasattr(value, "item"):
-        value = value.item()
     # JSON is YAML, and quotes whatever could be read as something else.
-    return json.dumps(value)
+    return json.dumps(_plain(value))

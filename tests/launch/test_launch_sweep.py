@@ -3,6 +3,9 @@
 import contextlib
 import json
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -13,19 +16,6 @@ from launch.records import Record
 
 pandas = pytest.importorskip("pandas")
 pytest.importorskip("submitit")
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    """A small store with labels."""
-    from nanodist import cli
-
-    out = tmp_path_factory.mktemp("data")
-    wires = ["synth", "wires", f"--out={out / 'synth'}", "--micrographs=8", "--size=128", "--seed=0", "--workers=1"]
-    assert cli.main(wires) == 0
-    packed = ["pack", str(out / "synth" / "images"), "--labels=folder", "--tile=128", f"--out={out / 'store'}"]
-    assert cli.main([*packed, "--workers=1"]) == 0
-    return out / "store"
 
 
 @pytest.fixture(autouse=True)
@@ -250,3 +240,70 @@ def test_a_machine_runs_a_bounded_number_of_allocations(store, monkeypatch):
     monkeypatch.setattr(queue, "make_executor", lambda *arguments: Executor())
     finetunes(store, grid={"split_seed": range(5)}).submit("local", max_parallel=2)
     assert len(started) == 5
+
+
+def test_features_of_an_encoder_are_computed_once_for_all_its_probes(store, tmp_path, monkeypatch):
+    from nanodist.encoders import Encoder, EncoderSpec, random_encoder
+    from nanodist.export.weights import export_timm
+
+    for seed in (0, 1):
+        export_timm(random_encoder(EncoderSpec("test_resnet", 32, 0.5, 0.2), seed), tmp_path / f"export-{seed}", {})
+    embedded = []
+    embed = Encoder.embed
+    monkeypatch.setattr(
+        Encoder, "embed", lambda self, *rest: embedded.append(self.weights_hash()) or embed(self, *rest)
+    )
+    shared = {"store": store, "labels_per_class": "1", "splits": 1, "seeds": 1}
+    encoders = [tmp_path / "export-0", tmp_path / "export-1"]
+    sweep = Sweep("probe", overrides=shared, grid={"encoder": encoders, "seed": [0, 1]}, name="probes")
+    sweep.submit("debug")
+    assert len(embedded) == len(set(embedded)) == 2
+    assert list(sweep.collect()["state"].unique()) == ["done"] and len(sweep.helpers()) == 2
+    # A helper that came to nothing is the reason of those that needed it.
+    helper = sweep.jobs()[0].needs[0]
+    sweep.folder.write(helper, Record(state="failed", failures=["exit code 1: no room"]))
+    for job in sweep.jobs():
+        sweep.folder.write(job.fingerprint, Record())
+    reasons = [(row["state"], row["reason"]) for row in sweep.collect().to_dict("records")]
+    assert reasons == [("missing", f"needs {helper}: exit code 1: no room")] * 2 + [("missing", "")] * 2
+
+
+def test_a_dry_run_does_without_torch(store, tmp_path):
+    (tmp_path / "large.yaml").write_text(
+        f"{{job: finetune, recipe: general, overrides: {{store: {store}, encoder: 'timm:x'}}}}"
+    )
+    lines = (
+        "import sys; from launch.__main__ import main; main(['sweep', 'large.yaml', '--dry-run', '--cluster', 'local'])"
+    )
+    environ = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", f"{lines}; assert 'torch' not in sys.modules"]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0 and "1 jobs, of which 1 would run" in done.stdout, done.stderr
+
+
+def test_an_export_is_known_by_its_files_as_by_its_encoder(tmp_path):
+    from nanodist.encoders import EncoderSpec, load_encoder, random_encoder
+    from nanodist.export.weights import export_timm
+    from nanodist.weights import hash_of_export
+
+    spec = EncoderSpec("test_resnet", 32, 1, 0.2, looks=[(0.5, 16, 2), (1, 0, 1)])
+    export_timm(random_encoder(spec, 3), tmp_path / "e", {})
+    assert hash_of_export(tmp_path / "e") == load_encoder(tmp_path / "e").weights_hash()
+    assert hash_of_export(tmp_path) is None
+    (tmp_path / "e" / "model.safetensors").write_bytes(b"cut short")
+    assert hash_of_export(tmp_path / "e") is None
+
+
+def test_a_sweep_is_one_group_in_wandb_and_names_its_pretraining(store, tmp_path):
+    from hpc.tracking import parent_run
+    from nanodist.downstream.finetune.recipe import load_recipe
+
+    sweep = finetunes(store, grid={"labels_per_class": [1]})
+    sweep.parent = str(tmp_path / "a 'run'")
+    (tmp_path / "a 'run'" / "wandb").mkdir(parents=True)
+    (tmp_path / "a 'run'" / "wandb" / "run_id").write_text("4f\n")
+    tracking = load_recipe("general", sweep.jobs()[0].arguments[2:]).tracking
+    assert tracking.group == "labels"
+    assert parent_run(tracking) == {"parent.run_dir": sweep.parent, "parent.run_id": "4f"}
+    sweep = finetunes(store, list=[{"tracking.group": "mine"}])
+    assert load_recipe("general", sweep.jobs()[0].arguments[2:]).tracking.group == "mine"
