@@ -247,7 +247,9 @@ def test_features_of_an_encoder_are_computed_once_for_all_its_probes(store, tmp_
     from nanodist.export.weights import export_timm
 
     for seed in (0, 1):
-        export_timm(random_encoder(EncoderSpec("test_resnet", 32, 0.5, 0.2), seed), tmp_path / f"export-{seed}", {})
+        encoder = random_encoder(EncoderSpec("test_resnet", 32, 0.5, 0.2), seed)
+        encoder.name = f"export-{seed}"
+        export_timm(encoder, tmp_path / encoder.name, {})
     embedded = []
     embed = Encoder.embed
     monkeypatch.setattr(
