@@ -30,10 +30,10 @@ SHORT = {
     "lu2023": [
         "model.sem_filters=16",
         "model.sem_kernel=7",
-        "model.fixed_crop_from_epoch=10",
-        "solo.epochs=60",
-        "solo.saxs_epochs=30",
-        "pair.epochs=80",
+        "model.fixed_crop_from_epoch=4",
+        "solo.epochs=30",
+        "solo.saxs_epochs=20",
+        "pair.epochs=40",
     ],
 }
 SHOWN = {
