@@ -68,6 +68,17 @@ class Inputs:
         return Store.open(path).manifest_hash
 
     @functools.cache  # noqa: B019
+    def pairs(self, path: str) -> Any:
+        """A store of pairs.
+
+        Raises:
+            UserError: there is none.
+        """
+        from nanodist.pairvae.run import open_store
+
+        return open_store(path)
+
+    @functools.cache  # noqa: B019
     def weights(self, source: str) -> str:
         """Hash of the weights of a run or an export folder.
 
@@ -121,6 +132,10 @@ def _no_helpers(recipe: Any, folder: Path, inputs: Inputs) -> list[Job]:
     return []
 
 
+def _nothing(run_dir: Path) -> list[str]:
+    return []
+
+
 def _no_stores(recipe: Any) -> list[str]:
     return []
 
@@ -138,6 +153,7 @@ class Kind:
         rows: what a finished run directory measured, a row or several.
         helpers: what a recipe needs to be done before, in the folder of a sweep.
         embedded: the stores that there is a helper for.
+        then: the command line that follows the first one, of a run directory.
     """
 
     name: str
@@ -148,6 +164,7 @@ class Kind:
     keys: Mapping[str, str] = field(default_factory=dict)
     helpers: Callable[[Any, Path, Inputs], list[Job]] = _no_helpers
     embedded: Callable[[Any], list[str]] = _no_stores
+    then: Callable[[Path], list[str]] = _nothing
 
     def key(self, name: str, known: Mapping[str, Any]) -> str:
         """The dotted key that ``name`` stands for, among the flat keys of a recipe.
@@ -168,11 +185,11 @@ class Kind:
         return name
 
 
-def _by_recipe(name: str) -> Arguments:
+def _by_recipe(*name: str) -> Arguments:
     def line(recipe: Any, source: str, overrides: Sequence[str], place: Place) -> list[str]:
         # The right side of an override is YAML, as JSON is.
         own = {"run_dir": str(place.run_dir), **_tracking(recipe, place)}
-        return [name, source, *overrides, *(f"{key}={json.dumps(value)}" for key, value in own.items())]
+        return [*name, source, *overrides, *(f"{key}={json.dumps(value)}" for key, value in own.items())]
 
     return line
 
@@ -182,7 +199,7 @@ def _tracking(recipe: Any, place: Place) -> dict[str, str]:
     if recipe.tracking.mode == "disabled":
         return {}
     group = {} if recipe.tracking.group else {"tracking.group": place.sweep}
-    source = getattr(recipe.encoder, "source", "")
+    source = getattr(getattr(recipe, "encoder", None), "source", "")
     parent = place.parent or (source if source and (Path(source) / "run.json").is_file() else "")
     return {**group, **({"tracking.parent": str(parent)} if parent and not recipe.tracking.parent else {})}
 
@@ -208,6 +225,27 @@ def _probe_parts(source: str) -> tuple[type, Mapping[str, Any]]:
         return ProbeRecipe, parse_yaml(Path(source).read_text(), f"recipe {source}")
     except OSError as error:
         raise UserError(f"recipe {source} cannot be read: {error.strerror or error}") from None
+
+
+def _pairvae_parts(source: str) -> tuple[type, Mapping[str, Any]]:
+    from nanodist import recipes
+    from nanodist.pairvae.recipe import PairVAERecipe
+
+    return PairVAERecipe, parse_yaml(recipes.text("pairvae", source), f"recipe {source}")
+
+
+def _pairvae_identity(recipe: Any, inputs: Inputs) -> str:
+    from nanodist.pairvae.run import identity
+
+    return identity(recipe, inputs.pairs(recipe.data.store))[0]
+
+
+def _pairvae_rows(run_dir: Path) -> list[Row]:
+    return _scores(run_dir / "evaluation")
+
+
+def _pairvae_evaluation(run_dir: Path) -> list[str]:
+    return ["pairvae", "evaluate", str(run_dir), f"--out={run_dir / 'evaluation'}"]
 
 
 def _pretrain_identity(recipe: Any, inputs: Inputs) -> str:
@@ -288,6 +326,15 @@ KINDS = {
             _by_recipe("finetune"),
             _scores,
             {"store": "data.store", "encoder": "encoder.source"},
+        ),
+        Kind(
+            "pairvae",
+            _pairvae_parts,
+            _pairvae_identity,
+            _by_recipe("pairvae", "train"),
+            _pairvae_rows,
+            {"store": "data.store", "encoder": "model.encoder"},
+            then=_pairvae_evaluation,
         ),
         Kind("probe", _probe_parts, _probe_identity, _probe_arguments, _scores, {}, _features, _embedded),
     )

@@ -17,6 +17,7 @@ from hpc import atomic
 from hpc.config import parse_yaml
 from hpc.errors import UserError
 from launch import queue
+from launch.kinds import kind_of
 from launch.records import SweepFolder, read_lines
 from launch.resources import SlurmResources
 from launch.stages import Step, export
@@ -64,8 +65,10 @@ class Pipeline:
         _check_keys("report", self._report, _REPORT)
         for key, value in self._sweeps.items():
             _check_keys(f"sweeps.{key}", value, _SWEEP)
-            if value.get("job") not in ("finetune", "probe"):
-                raise UserError(f"pipeline: sweeps.{key}.job is {value.get('job')!r}; allowed: finetune, probe")
+            if value.get("job") not in ("finetune", "probe", "pairvae"):
+                raise UserError(
+                    f"pipeline: sweeps.{key}.job is {value.get('job')!r}; allowed: finetune, probe, pairvae"
+                )
         for key, value in {
             "pretrain": self._pretrain,
             "export": self._export,
@@ -139,7 +142,7 @@ class Pipeline:
         if isinstance(shared, Mapping):
             shared = {**shared, "encoder": encoder}
         else:
-            name = "encoder" if value["job"] == "probe" else "encoder.source"
+            name = kind_of(value["job"]).keys.get("encoder", "encoder")
             shared = [*shared, f"{name}={json.dumps(encoder)}"]
         return Sweep(value["job"], **shape, overrides=shared, name=key, folder=self.home / "sweeps", columns=columns)
 

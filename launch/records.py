@@ -35,12 +35,14 @@ class Job:
         point: what the sweep set for it.
         arguments: the command line after ``nanodist``.
         needs: fingerprints of the helpers that have to be done before it.
+        then: a second command line that follows in the same process, unless the folder of its ``--out`` is there.
     """
 
     fingerprint: str
     point: dict[str, Any]
     arguments: list[str]
     needs: list[str] = field(default_factory=list)
+    then: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ class Sweep:
     """Many jobs of one kind.
 
     Args:
-        kind: the command of nanodist: pretrain, finetune or probe.
+        kind: the command of nanodist: pretrain, finetune, probe, or pairvae (trained, then evaluated).
         recipe: a YAML file, or the name of a packaged recipe.
         grid, zip, list, random, where: see :func:`launch.grid.points`. A name is a key of the recipe (``data.store``),
             the last part of one where that is unique (``labels_per_class``), or ``encoder`` and ``store``.
@@ -204,7 +204,8 @@ class Sweep:
         place = Place(self.group or self.folder.name, self.folder.path, self.folder.run_dir(fingerprint), self.parent)
         arguments = self.kind.arguments(recipe, self._source(), overrides, place)
         told = {name: _plain(value) for name, value in {**self.columns, **point}.items()}
-        return Job(fingerprint, told, arguments, [helper.fingerprint for helper in helpers])
+        needs, then = [helper.fingerprint for helper in helpers], self.kind.then(place.run_dir)
+        return Job(fingerprint, told, arguments, needs, then)
 
     def _source(self) -> str:
         """The recipe that jobs read: a packaged name, or the copy of a file."""

@@ -17,12 +17,13 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from hpc.preemption import EXIT_CODE
 from launch.jobs import MOST_RESTARTS, USER_CODE, give_up, requeue
-from launch.records import BEAT_S, FINAL, Record, SweepFolder
+from launch.records import BEAT_S, FINAL, Job, Record, SweepFolder
 from launch.snapshot import changed
 
 _POLL_S = 0.1
@@ -180,10 +181,8 @@ class _Worker:
             sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
             sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
             self._take_share(slot)
-            from nanodist.cli import main
-
             began = time.monotonic()
-            code = main(self.folder.job(fingerprint).arguments)
+            code = _do(self.folder.job(fingerprint))
             print(f"launch: ended with {code} after {time.monotonic() - began:.2f} s", file=sys.stderr)
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 1
@@ -258,16 +257,25 @@ def _state(code: int, cancelled: bool, asked: bool) -> str:
     return {0: "done", EXIT_CODE: "stopped"}.get(code, "failed")
 
 
-def run_here(folder: SweepFolder, fingerprints: Sequence[str]) -> None:
-    """Run jobs in this very process, one after the other, with what they print on its own output."""
+def _do(job: Job) -> int:
+    """Run a job's command, and the one that follows; the exit code."""
     from nanodist.cli import main
 
+    code = main(job.arguments)
+    made = [Path(text.partition("=")[2]) for text in job.then if text.startswith("--out=")]
+    if code != 0 or not job.then or (made and made[0].is_dir()):
+        return code
+    return main(job.then)
+
+
+def run_here(folder: SweepFolder, fingerprints: Sequence[str]) -> None:
+    """Run jobs in this very process, one after the other, with what they print on its own output."""
     for name in fingerprints:
         record = folder.record(name).begun(str(os.getpid()), socket.gethostname())
         folder.write(name, record)
         began, failure = time.monotonic(), ""
         try:
-            code = main(folder.job(name).arguments)
+            code = _do(folder.job(name))
         except Exception as error:
             traceback.print_exc()
             code, failure = 1, f"{type(error).__name__}: {error}"

@@ -29,6 +29,10 @@ CONTENTS = (
     ("starts", "Starts"),
     ("reproduce", "Reproduce"),
 )
+_NOTHING = "No job of it is done yet, so there is no score."
+_UNRANKED = (
+    "Which of its scores is better, and whether more is, depends on the question: its sweep.parquet has them all."
+)
 MOST_CURVES = 8
 MOST_SETTINGS = 40
 MOST_FAILURES = 50
@@ -61,7 +65,7 @@ def render(result: Mapping[str, Any]) -> str:
     """The page as HTML; the same for the same files."""
     found = {sweep["sweep"]: settings.tables(sweep["rows"], sweep["set"]) for sweep in result["sweeps"]}
     runs = _runs(result["pretrainings"])
-    body = [_best(found), _curves(found), _all_settings(found), _jobs(result), _cost(result["cost"])]
+    body = [_best(found, result), _curves(found), _all_settings(found), _jobs(result), _cost(result["cost"])]
     if result["pretrainings"]:
         body += [_pretrainings(result["pretrainings"], runs)]
     if runs:
@@ -96,12 +100,13 @@ def _runs(pretrainings: Sequence[Mapping[str, Any]]) -> list[Run]:
     return distinct(runs)
 
 
-def _best(found: Mapping[str, Sequence[Table]]) -> str:
+def _best(found: Mapping[str, Sequence[Table]], result: Mapping[str, Any]) -> str:
     """Big numbers for the main score of each sweep, then the best setting at each budget."""
     parts = []
     for name, several in found.items():
         if not several:
-            parts.append(f"<h3>{escaped(name)}</h3>{missing('No job of it is done yet, so there is no score.')}")
+            done = any(sweep["states"].get("done") for sweep in result["sweeps"] if sweep["sweep"] == name)
+            parts.append(f"<h3>{escaped(name)}</h3>{missing(_UNRANKED if done else _NOTHING)}")
             continue
         main, rows = several[0], []
         for budget in main.budgets:

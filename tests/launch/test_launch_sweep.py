@@ -194,7 +194,7 @@ def test_a_sweep_from_a_file_ends_in_a_table_that_hides_no_failure(store, tmp_pa
     [
         ("recipe: finetune", "key 'job' is missing"),
         ("job: finetune\ngird: {}", "key 'gird' does not exist"),
-        ("job: dance", "job 'dance' does not exist; allowed: pretrain, finetune, probe"),
+        ("job: dance", "job 'dance' does not exist; allowed: pretrain, finetune, pairvae, probe"),
         ("job: finetune\nname: ../x", "name is '../x'"),
     ],
 )
