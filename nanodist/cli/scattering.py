@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     pixels = parser.add_argument_group("pixels")
     pixels.add_argument("--mask", type=Path, help="A file of the same size; what is not 0 is left out.")
     pixels.add_argument("--mask-marks", choices=("masked", "measured"), default="masked", help="What is not 0 is ...")
+    pixels.add_argument("--find-beam-stop", action="store_true", help="Mask the shadow of the beam stop and its arm.")
     pixels.add_argument("--sigma", type=Path, help="A file with the standard deviation of reduced data.")
     pixels.add_argument("--detector", help="A detector that pyFAI knows, for its pixel size and gaps.")
     pixels.add_argument("--saturation", type=float, help="The count from which a pixel is full.")
@@ -91,6 +92,7 @@ def _given(args: argparse.Namespace) -> Given:
         wavelength_nm=args.wavelength_nm if args.way != "calibrate" else None,
         mask=args.mask,
         mask_marks=args.mask_marks,
+        beam_stop="find" if args.find_beam_stop else "kept",
         sigma=args.sigma,
         kind=args.kind,
         setup=args.setup,

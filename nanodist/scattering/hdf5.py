@@ -109,12 +109,17 @@ def _reduced(group: Any, path: Path, frame: int | None) -> Raw:
         values.astype(np.float64), frames, kind="reduced", metadata={"format": "NXcanSAS", "units": unit_of(data)}
     )
     name = next((data.attrs[key] for key in ("uncertainties", "uncertainty") if key in data.attrs), "Idev")
-    if text_of(name) in group:
-        raw.sigma = _plane(group[text_of(name)], path, frame)[0].astype(np.float64)
+    deviation = group.get(text_of(name))
+    if deviation is not None:
+        if deviation.shape != data.shape:
+            raise UserError(
+                f"{path} has errors of shape {deviation.shape} for intensities of {data.shape}: write it again"
+            )
+        raw.sigma = _plane(deviation, path, frame)[0].astype(np.float64)
     mask = group.get(text_of(group.attrs.get("mask", "Imask")))
-    if mask is not None and mask.shape[-2:] == values.shape:
+    if mask is not None and mask.shape in (data.shape, values.shape):
         # True is what is left out.
-        raw.measured = _plane(mask, path, frame)[0] == 0
+        raw.measured = _plane(mask, path, frame if mask.shape == data.shape else None)[0] == 0
     planes = _q_planes(group, values.shape, path)
     if planes is not None:
         raw.q_planes = planes
@@ -128,9 +133,12 @@ def _q_planes(group: Any, shape: tuple[int, ...], path: Path) -> tuple[np.ndarra
     """(q_y, q_x) in 1/nm; from Qx and Qy, or from one Q of (2 or 3, H, W)."""
     if "Qx" in group and "Qy" in group:
         nodes = (group["Qy"], group["Qx"])
+        lines = tuple(node.shape for node in nodes) == tuple((side,) for side in shape)
+        if not lines and any(node.shape != shape for node in nodes):
+            raise UserError(f"{path} has q of shape {nodes[0].shape} for intensities of {shape}: write it again")
         planes = [np.asarray(node[()], np.float64) for node in nodes]
         unit = unit_of(nodes[0])
-    elif "Q" in group and group["Q"].shape[0] in (2, 3) and len(group["Q"].shape) == 3:
+    elif "Q" in group and group["Q"].shape in ((2, *shape), (3, *shape)):
         unit = unit_of(group["Q"])
         planes = [np.asarray(group["Q"][axis], np.float64) for axis in (1, 0)]
     else:
@@ -140,8 +148,6 @@ def _q_planes(group: Any, shape: tuple[int, ...], path: Path) -> tuple[np.ndarra
         raise UserError(f"{path} states q in {unit!r}: write it with 1/nm or 1/A")
     if len(planes[0].shape) == 1:
         planes = list(np.meshgrid(planes[0], planes[1], indexing="ij"))
-    if any(plane.shape != shape for plane in planes):
-        raise UserError(f"{path} has q of shape {planes[0].shape} for intensities of {shape}: write it again")
     return planes[0] * factor, planes[1] * factor
 
 
@@ -229,7 +235,7 @@ def _nexus_facts(file: Any, node: Any, raw: Raw) -> None:
     raw.saturation = _value(found, "saturation_value")
     mask = found.get("pixel_mask")
     if mask is not None and mask.shape[-2:] == raw.values.shape:
-        raw.measured = np.asarray(mask[()]).reshape(-1, *raw.values.shape)[0] == 0
+        raw.measured = np.asarray(mask[(0,) * (len(mask.shape) - 2)]) == 0
     if any((_value(found, name) or 0.0) > 0 for name in _ANGLES):
         raw.setup = "grazing"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,7 @@ class Given:
         wavelength_nm: of the radiation.
         mask: a file whose pixels that are not 0 are left out.
         mask_marks: ``masked``, or ``measured`` for a mask whose pixels that are not 0 are kept.
+        beam_stop: ``find`` to mask the shadow of the beam stop where it is seen; ``kept`` to leave it to the mask.
         sigma: a file with the standard deviation of reduced data.
         kind: ``counts`` or ``reduced``.
         setup: ``transmission`` or ``grazing``.
@@ -60,6 +61,7 @@ class Given:
     wavelength_nm: float | None = None
     mask: Path | None = None
     mask_marks: str = "masked"
+    beam_stop: str = "kept"
     sigma: Path | None = None
     kind: Kind | None = None
     setup: Setup | None = None
@@ -88,6 +90,8 @@ def read_frame(path: Path, given: Given | None = None) -> Frame:
     kind = given.kind or decided_kind(raw)
     detector = by_name(given.detector, shape) if given.detector else by_shape(shape)
     found = reasons(raw, kind, detector, _given_mask(given, raw, path), given.saturation)
+    if raw.q_planes is not None:
+        found["no q"] = ~np.isfinite(raw.q_planes[0] + raw.q_planes[1])
     mask = ~np.logical_or.reduce(list(found.values()))
     intensity = np.where(mask, raw.values, 0).astype(np.float32)
     sigma = None
@@ -102,7 +106,7 @@ def read_frame(path: Path, given: Given | None = None) -> Frame:
     if detector is not None:
         metadata.setdefault("detector", detector.name)
     metadata["frames"] = raw.frames
-    return Frame(
+    frame = Frame(
         intensity=intensity,
         mask=mask,
         kind=kind,
@@ -115,6 +119,19 @@ def read_frame(path: Path, given: Given | None = None) -> Frame:
         masked=counted(found),
         metadata=metadata,
     )
+    if given.beam_stop not in ("kept", "find"):
+        raise UserError(f"beam_stop is {given.beam_stop!r}: choose kept or find")
+    return _without_beam_stop(frame) if given.beam_stop == "find" else frame
+
+
+def _without_beam_stop(frame: Frame) -> Frame:
+    from nanodist.scattering.beam_stop import beam_stop
+
+    shadow = beam_stop(frame)
+    mask = frame.mask & ~shadow
+    sigma = None if frame.sigma is None else np.where(mask, frame.sigma, 0)
+    masked = {**frame.masked, "beam stop": int(shadow.sum())}
+    return replace(frame, intensity=np.where(mask, frame.intensity, 0), sigma=sigma, mask=mask, masked=masked)
 
 
 def read_raw(path: Path, frame: int | None = None, dataset: str | None = None) -> Raw:

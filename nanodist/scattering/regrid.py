@@ -84,7 +84,7 @@ def _pixel_area(q_y: np.ndarray, q_x: np.ndarray) -> float:
     if min(q_y.shape) < 2:
         raise UserError(f"a pattern of {q_y.shape[0]} x {q_y.shape[1]} pixels is no two-dimensional pattern")
     down, across = _slopes(q_y), _slopes(q_x)
-    return float(np.median(np.abs(down[0] * across[1] - down[1] * across[0])))
+    return float(np.nanmedian(np.abs(down[0] * across[1] - down[1] * across[0])))
 
 
 def _slopes(plane: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -98,7 +98,9 @@ def _shared_out(
     size, step = grid.size, grid.q_step_inv_nm
     slopes_y, slopes_x = _slopes(q_y), _slopes(q_x)
     keep = frame.mask & (np.maximum(abs(q_y), abs(q_x)) <= grid.q_max_inv_nm + 2 * step)
-    largest = max(float(np.median(abs(plane))) for plane in (*slopes_y, *slopes_x))
+    # Where q or a neighbour's is not stated.
+    keep &= np.isfinite(sum(slopes_y) + sum(slopes_x))
+    largest = max(float(np.nanmedian(abs(plane))) for plane in (*slopes_y, *slopes_x))
     parts = min(_MOST_PARTS, max(2, 2 * math.ceil(largest / step)))
     weight = 1.0 / parts**2
     intensity = frame.intensity[keep].astype(np.float64)

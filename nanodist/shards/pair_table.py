@@ -20,7 +20,7 @@ NEEDED = ("saxs", "sem", "sample")
 UNPAIRED = ("error", "keep", "skip")
 TRUTH = ("morphology", "period_nm", "centre_distance_nm", "orientation_deg", "order_parameter", "area_fraction")
 _PATHS = ("poni", "mask", "sigma")
-_TEXTS = ("kind", "setup", "detector", "dataset", "mask_marks")
+_TEXTS = ("kind", "setup", "detector", "dataset", "mask_marks", "beam_stop")
 _NUMBERS = ("distance_mm", "wavelength_nm", "saturation")
 # Two columns for what is a pair of numbers, as (y, x) or (row, column).
 _DOUBLES = {

@@ -17,8 +17,10 @@ from typing import Any
 
 import numpy as np
 import tifffile
+from scipy.ndimage import binary_dilation
 
-from nanodist.scattering import Frame, Given, QGrid, read_frame, regrid
+from nanodist.scattering import Frame, Geometry, Given, QGrid, read_frame, regrid
+from nanodist.scattering.beam_stop import beam_stop
 from nanodist.scattering.calibrant import Calibration, calibrate
 from nanodist.scattering.transmission import friedel_ratio
 from tests.nanodist.scattering_frames import PERIOD_NM, PIXEL_MM, WAVELENGTH_NM, Simulated, simulated
@@ -81,6 +83,18 @@ def against_truth(frame: Simulated, found: Calibration) -> dict[str, float]:
     }
 
 
+def stop_found(frame: Simulated) -> dict[str, float]:
+    """The share of the beam stop's shadow that is found without a mask file, and how many pixels far beside it."""
+    mask = ~np.logical_or.reduce(list(frame.broken.values()))
+    geometry = Geometry(
+        frame.distance_mm, frame.beam_centre_px, (PIXEL_MM, PIXEL_MM), WAVELENGTH_NM, frame.rotations_rad
+    )
+    whole = Frame(np.where(mask, frame.counts, 0).astype(np.float32), mask, "counts", "simulated", geometry)
+    found = beam_stop(whole)
+    beside = found & ~binary_dilation(frame.beam_stop, iterations=4)
+    return {"share": float(found[frame.beam_stop & mask].mean()), "beside": int(beside.sum())}
+
+
 def _simulations(folder: Path) -> dict[str, Any]:
     results = {}
     print("simulated               distance   centre   tilt      q of the worst pixel   misfit")
@@ -97,7 +111,9 @@ def _simulations(folder: Path) -> dict[str, Any]:
             f"{name:22s} {row['distance']:+.4%} {row['centre_px']:6.3f} px {row['tilt_deg']:.3f} deg "
             f"{row['worst_q']:10.4%}            {found.misfit_px:.3f} px"
         )
-        results[name] = {**row, "masks": masks(frame, read)}
+        results[name] = {**row, "masks": masks(frame, read), "beam_stop": stop_found(frame)}
+        stop = results[name]["beam_stop"]
+        print(f"    beam stop without its mask: {stop['share']:.1%} found, {stop['beside']} pixels far beside it")
         print("    masked: " + ", ".join(f"{kind} {value:g}" for kind, value in results[name]["masks"].items()))
     return results
 

@@ -107,6 +107,19 @@ def test_negative_reduced_values_are_averaged_with_their_sigma():
     assert np.median(finer.sigma[finer.mask]) == pytest.approx(3.0, rel=0.02)
 
 
+def test_pixels_without_q_take_no_part():
+    frame = measured()
+    q_y, q_x = (plane.copy() for plane in GEOMETRY.q(SHAPE))
+    q_x[140:160, 170:190] = np.nan
+    holed = regrid(replace(frame, geometry=None, q_planes=(q_y, q_x)), QGrid(64, 2.0))
+    whole = regrid(frame, QGrid(64, 2.0))
+    lost = whole.mask & ~holed.mask
+    assert 5 < lost.sum() < 60
+    assert np.isfinite(holed.intensity).all()
+    far = holed.mask & (holed.grid.modulus() > 0.5)
+    np.testing.assert_allclose(holed.intensity[far], whole.intensity[far], rtol=1e-5)
+
+
 def test_sigma_that_is_not_stated_is_estimated_from_neighbours():
     rng = np.random.default_rng(0)
     smooth = np.linspace(0, 500, 120)[:, None] + np.zeros((120, 90))

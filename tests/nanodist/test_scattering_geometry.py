@@ -2,6 +2,7 @@
 
 import math
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,12 @@ from pyFAI.integrator.azimuthal import AzimuthalIntegrator
 
 from hpc.errors import UserError
 from nanodist.scattering import Frame, Geometry, read_frame
+from nanodist.scattering.beam_stop import beam_stop
 from nanodist.scattering.calibrant import calibrate
 from nanodist.scattering.crests import crests, profiles
 from nanodist.scattering.geometry import from_poni
 from nanodist.scattering.poni import read_poni, write_poni
-from tests.e2e.calibrant import against_truth, masks, read_simulated
+from tests.e2e.calibrant import against_truth, masks, read_simulated, stop_found
 from tests.nanodist.scattering_frames import PERIOD_NM, PIXEL_MM, WAVELENGTH_NM, simulated
 
 DATA = Path(os.environ.get("NANODIST_DATA", Path(__file__).resolve().parents[3] / "shared/data")) / "saxs2d"
@@ -133,6 +135,20 @@ def test_rings_in_pairs_are_told_apart(tmp_path):
     assert far / near == pytest.approx(1.02, abs=5e-4)
     even = [ring for ring in (*found.rings, *found.other.rings) if not ring.fitted]
     assert len(even) >= 2 and max(abs(ring.error) for ring in even) < 2e-3
+
+
+def test_the_shadow_of_the_beam_stop_is_found_with_its_arm(tilted):
+    frame, _ = tilted
+    assert stop_found(frame)["share"] > 0.95 and stop_found(frame)["beside"] == 0
+    geometry = Geometry(frame.distance_mm, frame.beam_centre_px, SIZE, WAVELENGTH_NM, frame.rotations_rad)
+    mask = ~np.logical_or.reduce(list(frame.broken.values()))
+    whole = Frame(np.where(mask, frame.counts, 0).astype(np.float32), mask, "counts", "x", geometry)
+    # Nothing is found where there is none: not in the rings, not with the beam outside.
+    rng = np.random.default_rng(0)
+    open_beam = np.where(mask, rng.poisson(3000 / (1 + (frame.q_inv_nm / 0.3) ** 3) + 3), 0).astype(np.float32)
+    assert not beam_stop(replace(whole, intensity=open_beam)).any()
+    outside = replace(geometry, beam_centre_px=(-50.0, 100.0))
+    assert not beam_stop(replace(whole, geometry=outside)).any()
 
 
 def test_a_pattern_without_rings_is_no_calibrant():
