@@ -248,7 +248,7 @@ def main() -> None:
         result["packed"] = packed(args.store)
         for name, row in result["packed"].items():
             print(f"packed, {name:<18} " + ", ".join(f"{what} {value:.3g}" for what, value in row.items()))
-    print(json.dumps(result))
+    print(json.dumps(result).replace("NaN", "null"))
 
 
 if __name__ == "__main__":

@@ -123,7 +123,7 @@ def test_fields_of_a_specimen_differ_and_share_its_statistics():
 
 
 def test_long_annealing_stays_finite():
-    field = make_field(specimen("lamellae", 30.0, False, steps=600), generator(0, "test"), 8)
+    field = make_field(specimen("lamellae", 30.0, False, steps=600), generator(0, "test"), 16)
     assert np.isfinite(field.values).all() and 0.3 < field.values.std() < 0.6
 
 
