@@ -47,7 +47,7 @@ BEAMS = (
 CASES: dict[str, dict[str, Any]] = {
     "square, 3 modules": {"rotations_rad": (0.0, 0.0, 0.0)},
     "tilted by 2 degrees": {"rotations_rad": (0.02, -0.03, 0.0)},
-    "tilted by 8 degrees": {"rotations_rad": (-0.1, 0.1, 0.0)},
+    "8 degrees, beam outside": {"rotations_rad": (-0.1, 0.1, 0.0)},
     "beam in a corner": {"foot_px": (580.0, 40.0), "rotations_rad": (0.01, 0.01, 0.0)},
     "far": {"distance_mm": 1200.0, "rotations_rad": (0.01, 0.0, 0.0)},
     "two layers 2 % apart": {"rotations_rad": (0.01, -0.01, 0.0), "second": 1.02},
@@ -83,7 +83,7 @@ def against_truth(frame: Simulated, found: Calibration) -> dict[str, float]:
     }
 
 
-def stop_found(frame: Simulated) -> dict[str, float]:
+def stop_found(frame: Simulated) -> dict[str, Any]:
     """The share of the beam stop's shadow that is found without a mask file, and how many pixels far beside it."""
     mask = ~np.logical_or.reduce(list(frame.broken.values()))
     geometry = Geometry(
@@ -92,7 +92,8 @@ def stop_found(frame: Simulated) -> dict[str, float]:
     whole = Frame(np.where(mask, frame.counts, 0).astype(np.float32), mask, "counts", "simulated", geometry)
     found = beam_stop(whole)
     beside = found & ~binary_dilation(frame.beam_stop, iterations=4)
-    return {"share": float(found[frame.beam_stop & mask].mean()), "beside": int(beside.sum())}
+    shadow = frame.beam_stop & mask
+    return {"share": float(found[shadow].mean()) if shadow.any() else None, "beside": int(beside.sum())}
 
 
 def _simulations(folder: Path) -> dict[str, Any]:
@@ -108,12 +109,13 @@ def _simulations(folder: Path) -> dict[str, Any]:
             print(f"    pair: {pair[1].geometry.distance_mm / pair[0].geometry.distance_mm - 1:+.3%} apart")
         row = against_truth(frame, found)
         print(
-            f"{name:22s} {row['distance']:+.4%} {row['centre_px']:6.3f} px {row['tilt_deg']:.3f} deg "
+            f"{name:23s} {row['distance']:+.4%} {row['centre_px']:6.3f} px {row['tilt_deg']:.3f} deg "
             f"{row['worst_q']:10.4%}            {found.misfit_px:.3f} px"
         )
         results[name] = {**row, "masks": masks(frame, read), "beam_stop": stop_found(frame)}
         stop = results[name]["beam_stop"]
-        print(f"    beam stop without its mask: {stop['share']:.1%} found, {stop['beside']} pixels far beside it")
+        share = "outside" if stop["share"] is None else f"{stop['share']:.1%} found"
+        print(f"    beam stop without its mask: {share}, {stop['beside']} pixels far beside it")
         print("    masked: " + ", ".join(f"{kind} {value:g}" for kind, value in results[name]["masks"].items()))
     return results
 
