@@ -27,6 +27,7 @@ _PACKAGES = (
     ("tifffile", "8- and 16-bit TIFF micrographs", "", False),
     ("imagecodecs", "tiles in shards, compressed TIFF", "", True),
     ("onnx", "nanodist export --format onnx", "export", False),
+    ("pyFAI", "scattering patterns: nanodist scattering, pairvae", "scattering", False),
 )
 
 

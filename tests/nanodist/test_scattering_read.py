@@ -206,6 +206,15 @@ def test_masks_of_the_wrong_kind_are_refused(tmp_path):
         read_frame(tmp_path / "a.tif", Given(mask=tmp_path / "small.tif"))
 
 
+def test_the_largest_numbers_of_a_type_are_no_counts(tmp_path):
+    for dtype, full in ((np.uint16, [65_534, 65_535]), (np.uint32, [2**32 - 2, 2**32 - 1]), (np.int32, [2**31 - 1])):
+        pixels = counts((64, 64), dtype)
+        pixels[10, 10 : 10 + len(full)] = full
+        tifffile.imwrite(tmp_path / "a.tif", pixels)
+        frame = read_frame(tmp_path / "a.tif")
+        assert frame.masked == {"overflow": len(full)} and not frame.mask[10, 10 : 10 + len(full)].any()
+
+
 def test_detectors_by_name_and_what_is_none(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", counts((516, 516), np.uint16))
     frame = read_frame(tmp_path / "a.tif", Given(detector="Lambda 250k"))
