@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from hpc.errors import UserError
+from nanodist.scattering.raw import needs
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,9 @@ def by_name(name: str, shape: tuple[int, int]) -> Detector:
     """A detector that pyFAI knows.
 
     Raises:
-        UserError: pyFAI does not know it, or its frames have another shape.
+        UserError: pyFAI does not know it or is not installed, or its frames have another shape.
     """
+    needs(Path(name), "the name of a detector", "pyFAI")
     from pyFAI.detectors import detector_factory
 
     try:

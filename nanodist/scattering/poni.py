@@ -70,7 +70,12 @@ def write_poni(path: Path, geometry: Geometry) -> None:
 
 
 def integrator(geometry: Geometry) -> Any:
-    """PyFAI's AzimuthalIntegrator of a geometry."""
+    """PyFAI's AzimuthalIntegrator of a geometry.
+
+    Raises:
+        UserError: pyFAI is not installed.
+    """
+    needs(Path(geometry.source), "a geometry for pyFAI", "pyFAI")
     from pyFAI.detectors import Detector
     from pyFAI.integrator.azimuthal import AzimuthalIntegrator
 
