@@ -149,7 +149,11 @@ class Modern(PairModel):
 
     def decode_sem(self, z: Tensor, noise: Tensor) -> Tensor:
         """Images of a shared vector and a draw of their own map."""
-        return self.sem_decoder(z, noise.unflatten(1, (-1, self.cells, self.cells)))  # type: ignore[no-any-return]
+        own = noise.unflatten(1, (-1, self.cells, self.cells))
+        # The amplitude of a structure is the root of what it scatters; what of it is no structure, the filter learns.
+        # In the solo stage no image knows a pattern.
+        amplitude = 0.5 * self._log_polar(z) if self.stage == "pair" else None
+        return self.sem_decoder(z, own, amplitude)  # type: ignore[no-any-return]
 
     def reconstruct_sem(self, inputs: Inputs) -> Tensor:
         """Of the means of the shared vector and of the own map."""

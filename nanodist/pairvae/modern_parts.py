@@ -170,27 +170,32 @@ class SemDecoder(nn.Module):
         nn.init.zeros_(self.level.weight)
         nn.init.zeros_(self.level.bias)
 
-    def forward(self, z: Tensor, own: Tensor) -> Tensor:
-        """Images of shared vectors (n, d) and maps (n, own, cells, cells)."""
+    def forward(self, z: Tensor, own: Tensor, amplitude: Tensor | None = None) -> Tensor:
+        """Images of shared vectors (n, d) and maps (n, own, cells, cells).
+
+        ``amplitude`` (n, 1, rows, columns) is what the filter begins with, as a natural logarithm.
+        """
         x = self.second(_twice(self.first(own, z)), z)
         x = self.third(_twice(x), z)
         fields = functional.pixel_shuffle(self.white(own), 4) + self.fields(x)
-        fields = self._filtered(_twice(fields), z)
+        gate = self.gate(z) if amplitude is None else self.gate(z) + amplitude
+        fields = self._filtered(_twice(fields), gate)
         x = self.fifth(self.fourth(torch.cat([fields, _twice(self.context(x))], 1), z), z)
         gain, shift = self.level(z)[..., None, None].chunk(2, 1)
         rest = self.last(x.movedim(1, -1)).movedim(-1, 1)
         return ((1.5 + gain) * fields[:, :1] + shift + rest).sigmoid()
 
-    def _filtered(self, fields: Tensor, z: Tensor) -> Tensor:
-        """What the filter of each sample passes of its ``fields`` (n, c, P, P), with variance 1."""
+    def _filtered(self, fields: Tensor, gate: Tensor) -> Tensor:
+        """What the filter of each sample, ln ``gate``, passes of its ``fields`` (n, c, P, P), with variance 1."""
         size = fields.shape[-1]
         rows = torch.fft.fftfreq(size, 1.0, device=fields.device, dtype=torch.float64) * size
         columns = torch.arange(size // 2 + 1, device=fields.device, dtype=torch.float64)
         y, x = torch.meshgrid(-rows, columns, indexing="ij")
         vectors = torch.stack([x.flatten(), y.flatten()], 1) * self.crops.step_inv_nm
-        passed = self.grid.at(self.gate(z), vectors.expand(len(z), -1, 2)).unflatten(2, (size, size // 2 + 1))
+        passed = self.grid.at(gate, vectors.expand(len(gate), -1, 2)).unflatten(2, (size, size // 2 + 1))
         bins = vectors.norm(dim=1).view(size, size // 2 + 1) / self.crops.step_inv_nm
-        passed = passed.clamp(-12, 12).exp() * (bins >= 1 / _LONGEST_PERIOD).to(passed.dtype)
+        passed = (passed - passed.amax((-2, -1), keepdim=True)).clamp_min(-12.0).exp()
+        passed = passed * (bins >= 1 / _LONGEST_PERIOD).to(passed.dtype)
         fields = torch.fft.irfft2(torch.fft.rfft2(fields) * passed, s=(size, size))
         return fields / (fields.var((-2, -1), keepdim=True, correction=0) + 1e-6).sqrt()
 
