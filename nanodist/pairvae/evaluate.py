@@ -111,6 +111,11 @@ def evaluate_pairs(trained: Trained, solo: Trained, store: Pairs, out: Path, dra
     return as_text(table, len(made))
 
 
+def measured_alone(pattern: Pattern) -> F32:
+    """Intensity (S, S) with NaN where nothing was measured."""
+    return np.where(pattern.mask, pattern.intensity, np.nan).astype(np.float32)
+
+
 class Made:
     """All that is made for one unseen item, by the model and by the baselines."""
 
@@ -118,7 +123,7 @@ class Made:
         geometry = trained.geometry
         self.truth, self.items, self.geometry = truth, items, geometry
         self.crops = CropScattering(geometry.size_px, geometry.pixel_size_nm)
-        self.nearest = nearest(truth.pattern, items.known, geometry.reference)
+        self.nearest = nearest(truth.pattern, items.known)
         given = list(truth.crops)
         rng = generator(seed, "pairvae-random-field", truth.key)
         self.sem: dict[str, F32] = {
@@ -131,12 +136,11 @@ class Made:
         average = mean_pattern(items.known, geometry.reference)
         self.saxs: dict[str, F32] = {
             "PairVAE": trained.saxs_of(given),
-            "nearest neighbour": items.known[self.nearest].intensity,
-            "training mean": average.intensity,
+            "nearest neighbour": measured_alone(items.known[self.nearest]),
+            "training mean": measured_alone(average),
             "solo VAE (SAXS to SAXS)": solo.saxs_again(truth.pattern),
             "paired VAE (SAXS to SAXS)": trained.saxs_again(truth.pattern),
         }
-        self.average = average
 
     def rows(self) -> Iterator[Row]:
         """Scores of everything, one a method."""
@@ -171,7 +175,7 @@ class Made:
     def shown(self) -> dict[str, F32]:
         """What figures show."""
         return {
-            "nearest SAXS": self.items.known[self.nearest].intensity,
+            "nearest SAXS": self.saxs["nearest neighbour"],
             "nearest SEM": self.items.crops[self.nearest][0],
             "SEM": self.sem["PairVAE"],
             "SAXS": self.saxs["PairVAE"],
