@@ -31,8 +31,7 @@ def distance(a: Pattern, b: Pattern, reference: float) -> float:
 def nearest(given: Pattern, known: Sequence[Pattern]) -> int:
     """Which of ``known`` is nearest to ``given`` in shape, whatever the exposures.
 
-    By counts the neighbour would often be the one of like exposure: on 72 synthetic pairs its median period error is
-    19 %, and 10 % when patterns are scaled first.
+    By counts the neighbour would often be the one of like exposure, which makes this baseline too weak.
     """
     scaled = scaled_to_its_peak(given)
     return int(np.argmin([distance(scaled, scaled_to_its_peak(other), NEAREST_REFERENCE) for other in known]))
