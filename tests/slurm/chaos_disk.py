@@ -54,7 +54,7 @@ def disk(cluster: Cluster, out: Path, to_the_end: bool = True) -> list[Row]:
         rows += [Row("the last save has to succeed", _said(run)[-1], len(_said(run)) == 3), _whole(run, 60, 2)]
         cluster.wait_restart(run.job, 2)
         done = cluster.wait(run.job, ["FAILED"], timeout_s=120)
-        wrong = [line for line in cluster.log(done).splitlines() if "error: " in line] or ["nothing"]
+        wrong = [line for line in cluster.log(done).splitlines() if "pretrain: error: " in line] or ["nothing"]
         room = "free some" in wrong[-1] or "No space left" in wrong[-1]
         rows.append(Row("a start without room ends with exit 2", wrong[-1], room and done["ExitCode"] == "2:0"))
         filler.unlink()
