@@ -150,3 +150,14 @@ def test_a_job_that_fails_in_many_ways_is_given_up():
         assert not record.final
         record = record.finished("failed", 1.0, 0.5, f"exit code {number}")
     assert record.state == "failed" and (record.seconds, record.training_s) == (MOST_TRIES, MOST_TRIES / 2)
+
+
+def test_what_follows_a_command_is_run_once_it_ended_well(sweep, tmp_path):
+    folder, jobs = sweep(), []
+    for name, what in (("a", "0"), ("b", "2"), ("c", "0")):
+        then = ["0", str(tmp_path / f"then-{name}"), f"--out={tmp_path / name}-out"]
+        jobs.append(Job(name, {}, [what, str(tmp_path / name)], then=then))
+    folder.write_part("x", jobs, [])
+    (tmp_path / "c-out").mkdir()  # by a start before
+    assert Allocation(str(folder.path), tuple("abc"))() == {"a": "done", "b": "failed", "c": "done"}
+    assert [(tmp_path / f"then-{name}").exists() for name in "abc"] == [True, False, False]
