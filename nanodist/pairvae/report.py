@@ -12,7 +12,7 @@ import numpy.typing as npt
 from nanodist.pairvae.describe import describe_pattern
 from nanodist.pairvae.figures import Cell, shown_pattern, write_curves, write_grid, write_latent
 from nanodist.pairvae.load import Trained
-from nanodist.pairvae.scores import Truth
+from nanodist.pairvae.scores import Truth, over_both
 from nanodist.scattering.azimuthal import azimuthal
 from nanodist.scattering.pattern import Pattern
 
@@ -79,12 +79,10 @@ def _curves(
     truth: Truth, made: Mapping[str, F32]
 ) -> dict[str, tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]]:
     """I(q) of the truth, of what its SEM image gave and of the nearest neighbour, at the truth's scale."""
-    q, true, _ = azimuthal(truth.pattern)
-    curves = {"true": (q, true)}
+    q, whole, _ = azimuthal(truth.pattern)
+    curves = {"true": (q, whole)}
     for name, key in (("generated", "SAXS"), ("nearest", "nearest SAXS")):
-        plane = np.where(truth.pattern.mask, made[key], 0).astype(np.float32)
-        pattern = Pattern(plane, None, truth.pattern.mask, truth.pattern.grid, truth.pattern.kind)
-        own = azimuthal(pattern)[1]
+        true, own = (azimuthal(pattern)[1] for pattern in over_both(truth.pattern, made[key]))
         good = (true > 0) & (own > 0)
         curves[name] = (q, own * np.exp(np.median(np.log(true[good] / own[good]))))
     return curves

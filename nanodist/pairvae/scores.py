@@ -134,17 +134,24 @@ def consistency(images: F32, pattern: Pattern, crops: CropScattering) -> float:
     return float(mismatch(crops.compared(spectra.mean(0, keepdim=True)), target, known))
 
 
+def over_both(pattern: Pattern, intensity: F32) -> tuple[Pattern, Pattern]:
+    """A pattern, and another's ``intensity`` (S, S; NaN where nothing is known), both over what both know."""
+    mask = pattern.mask & np.isfinite(intensity)
+    planes = (np.where(mask, plane, 0).astype(np.float32) for plane in (pattern.intensity, intensity))
+    first, second = (Pattern(plane, None, mask, pattern.grid, "reduced") for plane in planes)
+    return first, second
+
+
 def saxs_scores(intensity: F32, truth: Truth, reference: float, scale: float) -> dict[str, float]:
-    """Scores of an expected pattern (S, S) made for an item.
+    """Scores of an expected pattern (S, S), NaN where it says nothing, made for an item.
 
     ``saxs_mae`` is the paper's mean absolute error, of asinh(I / I0) over ``scale`` (the largest in the training part).
     ``iq_error`` is the mean of |ln I - ln I_true| over q, after the best common factor: exposures differ.
     """
-    mask = truth.pattern.mask
-    made = Pattern(np.where(mask, intensity, 0).astype(np.float32), None, mask, truth.pattern.grid, truth.pattern.kind)
+    given, made = over_both(truth.pattern, intensity)
     found = scattering_scores(describe_pattern(made), truth)
-    found["saxs_mae"] = distance(truth.pattern, made, reference) / scale
-    true, own = azimuthal(truth.pattern)[1], azimuthal(made)[1]
+    found["saxs_mae"] = distance(given, made, reference) / scale
+    true, own = azimuthal(given)[1], azimuthal(made)[1]
     good = (true > 0) & (own > 0)
     logs = np.log(own[good] / true[good])
     found["iq_error"] = float(np.abs(logs - np.median(logs)).mean()) if good.any() else math.nan
