@@ -52,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     status.add_argument("sweep", help="YAML file or folder of the sweep, or folder of the pipeline.")
     status.add_argument("--every", type=float, default=30.0, metavar="S", help="Seconds between looks; 0: look once.")
     table = commands.add_parser("collect", help="One table of all jobs of a sweep.")
-    table.add_argument("sweep", help="YAML file of the sweep.")
+    table.add_argument("sweep", help="YAML file of the sweep, or folder of the pipeline.")
     end = commands.add_parser("cancel", help="End jobs of sweeps, and none of their neighbours.")
     end.add_argument("fingerprints", nargs="+", metavar="FINGERPRINT", help="Of the jobs.")
     end.add_argument("--folder", default="sweeps", metavar="DIR", help="Where the sweeps are.")
@@ -198,8 +198,13 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _collect(options: argparse.Namespace) -> int:
+    from launch.pipeline import Pipeline
     from launch.sweep import Sweep
 
+    definition = Path(options.sweep) / "pipeline.json"
+    if definition.is_file():
+        print(Pipeline.from_yaml(definition).write_page())
+        return 0
     sweep = Sweep.from_yaml(options.sweep)
     table = sweep.collect()
     print(table.drop(columns=["log", "run_dir"], errors="ignore").to_string(max_rows=40))

@@ -13,7 +13,7 @@ import json
 import os
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,9 @@ class Job:
     arguments: list[str]
     needs: list[str] = field(default_factory=list)
     then: list[str] = field(default_factory=list)
+
+
+_OF_A_JOB = tuple(one.name for one in fields(Job))
 
 
 @dataclass(frozen=True)
@@ -167,7 +170,9 @@ class SweepFolder:
     def _listed(self, name: str, part: str | None) -> dict[str, Job]:
         own = self.path / f"{name}.jsonl"
         paths = [own, *sorted(self.path.glob(f"{name}-*.jsonl"))] if part is None else [self._part(name, part)]
-        return {line["fingerprint"]: Job(**line) for path in paths for line in read_lines(path)}
+        # What a later version says beside is none of ours.
+        lines = ({n: line[n] for n in _OF_A_JOB if n in line} for path in paths for line in read_lines(path))
+        return {line["fingerprint"]: Job(**line) for line in lines}
 
     def _part(self, name: str, part: str) -> Path:
         return self.path / (f"{name}-{part}.jsonl" if part else f"{name}.jsonl")

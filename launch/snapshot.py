@@ -27,7 +27,7 @@ _LEFT_OUT = ("__pycache__",)
 
 def freeze(folder: str | Path) -> Path:
     """The copy of the present code under ``folder``, made where it is missing."""
-    files = dict(_sources())
+    files = sources()
     digest = hashlib.blake2b(digest_size=6)
     for name, data in files.items():
         digest.update(f"{name}\0{len(data)}\0".encode())
@@ -48,8 +48,13 @@ def freeze(folder: str | Path) -> Path:
     return place
 
 
-def _sources() -> Iterator[tuple[str, bytes]]:
-    """Name and content of every file of the packages, in a fixed order."""
+@functools.cache
+def sources() -> dict[str, bytes]:
+    """Content of every file of the packages, in a fixed order; all submissions of this process have the same."""
+    return dict(_read())
+
+
+def _read() -> Iterator[tuple[str, bytes]]:
     for package in PACKAGES:
         spec = importlib.util.find_spec(package)
         assert spec is not None and spec.submodule_search_locations

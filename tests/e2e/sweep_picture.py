@@ -1,7 +1,7 @@
 """The picture of a pipeline's page in the README: a small real pipeline on this machine, seen by headless Chromium.
 
 ``python -m tests.e2e.sweep_picture --out docs/sweep.png [--work FOLDER]``: synthetic wires, two pretrainings (SimCLR,
-VICReg) of 120 steps, 48 fine-tunings over labels per class, seeds and tuned layers, 6 probes; then the
+VICReg) of 120 steps, 36 fine-tunings over labels per class, seeds and tuned layers, 6 probes; then the
 upper part of the page as PNG. With ``--work`` the pipeline's folder is kept, and only what is missing is run.
 """
 
@@ -36,7 +36,7 @@ FINETUNE = {
     "optimizer": {"lr": 2.0e-3, "warmup_steps": 4},
     **HOW,
 }
-GRID = {"labels_per_class": [1, 4, 16], "draw_seed": [0, 1, 2, 3], "tuned_layers": [0, None]}
+GRID = {"labels_per_class": [1, 4, 16], "draw_seed": [0, 1, 2], "tuned_layers": [0, None]}
 
 
 def run(work: Path, *arguments: str) -> None:
@@ -45,7 +45,7 @@ def run(work: Path, *arguments: str) -> None:
     subprocess.run([sys.executable, "-m", *arguments], cwd=work, env=environ, check=True)
 
 
-def pipeline(work: Path) -> Path:
+def pipeline(work: Path, objectives: Sequence[str]) -> Path:
     """Run what is missing of the pipeline in ``work``; its page."""
     if not (work / "store").is_dir():
         made = ("--micrographs", "40", "--size", "96", "--seed", "0", "--workers", "1")
@@ -53,14 +53,14 @@ def pipeline(work: Path) -> Path:
         run(work, "nanodist", "pack", "synth/images", "--labels", "folder", "--tile", "96", "--out", "store")
     (work / "pretrain.yaml").write_text(json.dumps(PRETRAIN))
     (work / "finetune.yaml").write_text(json.dumps(FINETUNE))
-    shared, objectives = {"store": str(work / "store")}, ["simclr", "vicreg"]
+    shared = {"store": str(work / "store")}
     probes = {**shared, "labels_per_class": "1,4,16", "splits": 1, "seeds": 4}
     sweeps = {
         "fine-tuned": {"job": "finetune", "recipe": "finetune.yaml", "overrides": shared, "grid": GRID, "pack": 24},
         "frozen": {"job": "probe", "overrides": probes, "grid": {"seed": [0, 1, 2]}, "pack": 3},
     }
     sweeps = {name: {**value, "side_by_side": 2} for name, value in sweeps.items()}
-    pretrain = {"recipe": "pretrain.yaml", "overrides": shared, "grid": {"objective.name": objectives}}
+    pretrain = {"recipe": "pretrain.yaml", "overrides": shared, "grid": {"objective.name": [*objectives]}}
     (work / "wires.yaml").write_text(json.dumps({"pretrain": pretrain, "sweeps": sweeps}))
     run(work, "launch", "pipeline", "wires.yaml", "--cluster", "local", "--max-parallel", "1")
     return work / "pipelines" / "wires" / "report.html"
@@ -86,12 +86,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="PNG to write.")
     parser.add_argument("--work", type=Path, help="Folder to keep the pipeline in.")
+    parser.add_argument("--objectives", default="simclr,vicreg", help="A pretraining each.")
     parser.add_argument("--height-px", type=int, default=1500, help="How much of the page.")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="nanodist-picture-") as temporary:
         work = (options.work or Path(temporary)).resolve()
         work.mkdir(parents=True, exist_ok=True)
-        picture(pipeline(work), options.out.resolve(), options.height_px)
+        picture(pipeline(work, options.objectives.split(",")), options.out.resolve(), options.height_px)
     return 0
 
 

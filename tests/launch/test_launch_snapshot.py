@@ -23,13 +23,17 @@ def package(tmp_path, monkeypatch):
     source.write_text("VALUE = 1\n")
     monkeypatch.syspath_prepend(source.parent.parent)
     monkeypatch.setattr(snapshot, "PACKAGES", ("specimen",))
-    return source
+    snapshot.sources.cache_clear()
+    yield source
+    snapshot.sources.cache_clear()
 
 
 def test_an_edit_does_not_change_a_job_that_waits(package, tmp_path):
     code = snapshot.freeze(tmp_path / "a 'jobs' $(touch owned)")
     assert code == snapshot.freeze(tmp_path / "a 'jobs' $(touch owned)")
     package.write_text("VALUE = 2\n")
+    assert snapshot.freeze(code.parent.parent) == code  # one process submits one code
+    snapshot.sources.cache_clear()
     assert snapshot.freeze(code.parent.parent) != code
     # The job begins in the checkout that was edited, as jobs of Slurm do.
     script = "\n".join([*snapshot.shell_lines(code), f"{sys.executable} -c 'import specimen; print(specimen.VALUE)'"])
