@@ -133,10 +133,10 @@ def _start(run_dir: RunDir, mode: str, wanted: Mapping[str, Any]) -> Any:
         config=dict(wanted["config"] or {}),
         settings=wandb.Settings(**quiet),
     )
-    parent, address = (wanted["config"] or {}).get("parent.run_id"), getattr(run, "url", None)
-    if parent and address:
+    parent = (wanted["config"] or {}).get("parent.run_id")
+    if parent and mode == "online":  # W&B warns of an address that an offline run has not
         # An address in the configuration can be clicked; runs of one project differ in their last word.
-        run.config.update({"parent.url": f"{str(address).rpartition('/')[0]}/{parent}"}, allow_val_change=True)
+        run.config.update({"parent.url": f"{str(run.url).rpartition('/')[0]}/{parent}"}, allow_val_change=True)
     run.define_metric("*", step_metric="step")  # W&B's own count goes astray over several offline starts
     if fresh:
         try:

@@ -31,7 +31,7 @@ def pipeline_page(pipeline: Pipeline) -> Path:
     sweeps, costs = [], _cost_of_steps(pipeline)
     for key in pipeline.sweep_names():
         folder = SweepFolder(pipeline.home / "sweeps" / key)
-        found = document(folder, [*folder.jobs().values()], kind_of(pipeline.kind(key)))
+        found = document(folder, pipeline.jobs(key), kind_of(pipeline.kind(key)))
         waiting = [job.fingerprint for job in pipeline.pretrainings.jobs() if not pipeline.exported(job.fingerprint)]
         found["not_planned"] = {"encoders": waiting, "jobs_each": pipeline.points(key)} if waiting else {}
         sweeps.append(found)

@@ -18,7 +18,7 @@ from hpc.config import parse_yaml
 from hpc.errors import UserError
 from launch import queue
 from launch.kinds import kind_of
-from launch.records import SweepFolder, read_lines
+from launch.records import Job, SweepFolder, read_lines
 from launch.resources import SlurmResources
 from launch.stages import Step, export
 from launch.sweep import Sweep
@@ -127,6 +127,11 @@ class Pipeline:
         """Jobs that one of its sweeps has for each encoder, at most."""
         return len(self._sweep(key, "ENCODER", {}).points)
 
+    def jobs(self, key: str) -> Sequence[Job]:
+        """Jobs of one of its sweeps over the encoders that are there; none that an earlier definition had alone."""
+        there = [job.fingerprint for job in self.pretrainings.jobs() if self.exported(job.fingerprint)]
+        return [job for name in there for job in self.sweep(key, name).jobs()]
+
     def sweep(self, key: str, fingerprint: str) -> Sweep:
         """One of its sweeps over the encoder of one pretraining."""
         point = next(job.point for job in self.pretrainings.jobs() if job.fingerprint == fingerprint)
@@ -229,7 +234,7 @@ class Pipeline:
         ]
         for key in self._sweeps:
             folder = SweepFolder(self.home / "sweeps" / key)
-            left = [name for name in folder.jobs() if folder.record(name).state != "done"]
+            left = [job.fingerprint for job in self.jobs(key) if folder.record(job.fingerprint).state != "done"]
             bad += [f"{key}: {len(left)} jobs are not done, such as {left[0]}"] if left else []
         return bad
 
