@@ -47,7 +47,8 @@ class Setting:
     @property
     def name(self) -> str:
         """For legends and tables."""
-        return ", ".join(f"{short(key)} {value}" for key, value in self.values.items()) or "all jobs"
+        told = (f"{short(key)} {'null' if value is None else value}" for key, value in self.values.items())
+        return ", ".join(told) or "all jobs"
 
     @property
     def mean(self) -> float:

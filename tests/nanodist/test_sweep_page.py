@@ -37,7 +37,7 @@ def test_settings_are_averaged_over_seeds_and_ranked():
     rows = [*classify(), row("failed", labels_per_class=1, draw_seed=9, **{"train.tuned_layers": 0})]
     (table,) = tables(rows, ["labels_per_class", "train.tuned_layers", "draw_seed"])
     assert (table.metric, table.budgets, table.seeds) == ("balanced_accuracy", [1, 8, "all"], ["draw_seed"])
-    assert [setting.name for setting in table.settings] == ["tuned layers None", "tuned layers 2", "tuned layers 0"]
+    assert [setting.name for setting in table.settings] == ["tuned layers null", "tuned layers 2", "tuned layers 0"]
     best, score, near = table.best(8)
     assert best.values == {"train.tuned_layers": None} and score.n == 3 and score.mean == pytest.approx(0.53)
     assert [one.name for one in near] == ["tuned layers 2"]
