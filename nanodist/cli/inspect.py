@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nanodist.cli import pairs
+from nanodist.cli.facts import show
 
 if TYPE_CHECKING:
     from nanodist.shards import Store
@@ -24,7 +25,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the table, and draw the sheet where one is asked for."""
-    from hpc.errors import UserError
     from nanodist.shards import Store
     from nanodist.shards.pair_manifest import is_pair_store
     from nanodist.shards.sheet import contact_sheet
@@ -32,15 +32,7 @@ def run(args: argparse.Namespace) -> int:
     if is_pair_store(args.store):
         return pairs.inspect(args)
     store = Store.open(args.store)
-    rows = list(_rows(store))
-    width = max(len(name) for name, _ in rows)
-    for name, value in rows:
-        print(f"{name:<{width}} {value}")
-    if args.sheet is not None:
-        if args.count < 1 or args.sheet.suffix.lower() != ".png":
-            raise UserError("--sheet must name a .png file and --count be at least 1")
-        contact_sheet(store, args.sheet, args.count)
-        print(f"{'contact sheet':<{width}} {args.sheet}")
+    show(_rows(store), args, lambda path, count: contact_sheet(store, path, count))
     return 0
 
 

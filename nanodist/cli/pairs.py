@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hpc.errors import UserError
+from nanodist.cli.facts import show
 
 if TYPE_CHECKING:
     from nanodist.shards.pair_manifest import PairManifest
@@ -93,15 +94,7 @@ def inspect(args: argparse.Namespace) -> int:
     from nanodist.shards.pair_store import PairStore
 
     store = PairStore.open(args.store)
-    rows = list(_rows(store))
-    width = max(len(name) for name, _ in rows)
-    for name, value in rows:
-        print(f"{name:<{width}} {value}")
-    if args.sheet is not None:
-        if args.count < 1 or args.sheet.suffix.lower() != ".png":
-            raise UserError("--sheet must name a .png file and --count be at least 1")
-        pair_sheet(store, args.sheet, args.count)
-        print(f"{'contact sheet':<{width}} {args.sheet}")
+    show(_rows(store), args, lambda path, count: pair_sheet(store, path, count))
     return 0
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hpc.errors import UserError
-from nanodist.micrographs.extras import needs
+from hpc.extras import needs
 from nanodist.micrographs.micrograph import MAX_PIXELS, Micrograph, NotAMicrograph, checked_pixels
 from nanodist.micrographs.pixel_size import from_units
 
@@ -72,7 +72,7 @@ def _pages(path: Path, header: dict[str, Any]) -> int:
 def _ask(path: Path, kind: str, page: int | None) -> tuple[dict[str, Any], npt.NDArray[Any] | None]:
     """The answer of the reading process, as one error where there is none."""
     what, modules = KINDS[kind]
-    needs(path, what, *modules)
+    needs(path, what, "io", *modules)
     limit = SECONDS + path.stat().st_size / _BYTES_PER_SECOND
     header, pixels = _reader.ask({"path": os.path.abspath(path), "kind": kind, "page": page}, limit)
     error = header.get("error")

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hpc.errors import UserError
-from nanodist.micrographs.extras import needs
+from hpc.extras import needs
 from nanodist.micrographs.micrograph import MAX_MAPPED_PIXELS, Micrograph, NotAMicrograph, check_size, checked_pixels
 from nanodist.micrographs.pixel_size import Calibration, from_unit
 
@@ -142,7 +142,7 @@ def _facts(mrc: MrcFile, page: int) -> dict[str, Any]:
 @contextmanager
 def _opened(path: Path) -> Iterator[MrcFile]:
     """The header alone, and one sentence for whatever a damaged one makes mrcfile raise."""
-    needs(path, "an MRC file", "mrcfile")
+    needs(path, "an MRC file", "io", "mrcfile")
     import mrcfile
 
     try:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from hpc.errors import UserError
-from nanodist.scattering.raw import needs
+from hpc.extras import needs
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def by_name(name: str, shape: tuple[int, int]) -> Detector:
     Raises:
         UserError: pyFAI does not know it or is not installed, or its frames have another shape.
     """
-    needs(Path(name), "the name of a detector", "pyFAI")
+    needs(Path(name), "the name of a detector", "scattering", "pyFAI")
     from pyFAI.detectors import detector_factory
 
     try:

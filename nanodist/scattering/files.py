@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from hpc.errors import UserError
+from hpc.extras import needs
 from nanodist.scattering.frame import CORRECTIONS, STATES
 from nanodist.scattering.headers import from_dectris_text, from_edf, from_mar
 from nanodist.scattering.pattern import QGrid
-from nanodist.scattering.raw import Raw, check_plane, needs, one_frame
+from nanodist.scattering.raw import Raw, check_plane, one_frame
 
 # fabio says on standard error what it tries; errors reach the user as one sentence.
 logging.getLogger("fabio").addHandler(logging.NullHandler())
@@ -94,7 +95,7 @@ def read_detector_file(path: Path, frame: int | None) -> Raw:
     Raises:
         UserError: fabio is not installed or cannot read it; several frames and none chosen.
     """
-    needs(path, "a detector's file", "fabio")
+    needs(path, "a detector's file", "scattering", "fabio")
     import fabio
 
     logging.getLogger("fabio").setLevel(logging.CRITICAL)

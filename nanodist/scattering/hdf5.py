@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from hpc.errors import UserError
+from hpc.extras import needs
 from nanodist.scattering.files import short
 from nanodist.scattering.frame import CORRECTIONS, STATES
 from nanodist.scattering.headers import length_mm, q_factor
-from nanodist.scattering.raw import Raw, check_plane, needs, one_frame
+from nanodist.scattering.raw import Raw, check_plane, one_frame
 
 _DEEPEST = 12
 
@@ -29,7 +30,7 @@ def read_hdf5(path: Path, frame: int | None, dataset: str | None) -> Raw:
     Raises:
         UserError: no pattern, several and none chosen, damaged, h5py not installed.
     """
-    needs(path, "an HDF5 file", "h5py")
+    needs(path, "an HDF5 file", "scattering", "h5py")
     import h5py
 
     with suppress(ImportError):

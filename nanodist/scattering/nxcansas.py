@@ -15,13 +15,13 @@ import numpy as np
 
 from hpc.atomic import write_bytes
 from hpc.errors import UserError
+from hpc.extras import needs
 from nanodist._version import __version__
 from nanodist.scattering.curve import Curve
 from nanodist.scattering.files import short
 from nanodist.scattering.frame import CORRECTIONS, Frame
 from nanodist.scattering.hdf5 import class_of, groups, text_of, unit_of
 from nanodist.scattering.headers import q_factor
-from nanodist.scattering.raw import needs
 
 
 def write_frame(path: Path, frame: Frame, title: str = "") -> None:
@@ -71,7 +71,7 @@ def _write(
     title: str,
     geometry: Any,
 ) -> None:
-    needs(path, "an HDF5 file", "h5py")
+    needs(path, "an HDF5 file", "scattering", "h5py")
     import h5py
 
     buffer = io.BytesIO()
@@ -129,7 +129,7 @@ def read_nxcansas_curves(path: Path) -> list[Curve]:
     Raises:
         UserError: no such file, none in it, damaged, or h5py is not installed.
     """
-    needs(path, "an HDF5 file", "h5py")
+    needs(path, "an HDF5 file", "scattering", "h5py")
     import h5py
 
     try:

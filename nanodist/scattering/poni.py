@@ -9,8 +9,8 @@ from typing import Any
 
 from hpc.atomic import write_text
 from hpc.errors import UserError
+from hpc.extras import needs
 from nanodist.scattering.geometry import Geometry, from_poni
-from nanodist.scattering.raw import needs
 
 _LONGEST = 2**20
 
@@ -24,7 +24,7 @@ def read_poni(path: Path, shape: tuple[int, int]) -> Geometry:
     Raises:
         UserError: no such file, no PONI file, or one without wavelength or pixel size.
     """
-    needs(path, "a PONI file", "pyFAI")
+    needs(path, "a PONI file", "scattering", "pyFAI")
     from pyFAI.io.ponifile import PoniFile
 
     try:
@@ -75,7 +75,7 @@ def integrator(geometry: Geometry) -> Any:
     Raises:
         UserError: pyFAI is not installed.
     """
-    needs(Path(geometry.source), "a geometry for pyFAI", "pyFAI")
+    needs(Path(geometry.source), "a geometry for pyFAI", "scattering", "pyFAI")
     from pyFAI.detectors import Detector
     from pyFAI.integrator.azimuthal import AzimuthalIntegrator
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -80,16 +79,3 @@ def one_frame(number: int, frame: int | None, path: Path) -> int:
     if not 0 <= frame < number:
         raise UserError(f"{path} holds {number} frames, so there is no frame {frame}: choose 0 to {number - 1}")
     return frame
-
-
-def needs(path: Path, what: str, *modules: str) -> None:
-    """Refuse a file whose libraries are not there.
-
-    Raises:
-        UserError: one of ``modules`` cannot be imported.
-    """
-    missing = [module for module in modules if find_spec(module) is None]
-    if missing:
-        raise UserError(
-            f"{path} is {what}, and {' and '.join(missing)} is not installed: pip install 'nanodist[scattering]'"
-        )

@@ -76,6 +76,20 @@ def kept_name(content_hash: str) -> str:
     return f"manifest-{content_hash[:16]}.json"
 
 
+def read_values(path: Path) -> Any:
+    """What the JSON of a manifest holds, of either kind of store.
+
+    Raises:
+        UserError: it is damaged, or too large to be one.
+    """
+    if path.stat().st_size > _MAX_BYTES:
+        raise UserError(f"{path} is larger than 1 GiB: it is no manifest that nanodist wrote")
+    try:
+        return json.loads(path.read_bytes())
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error}): restore it or pack again") from None
+
+
 def load_manifest(store: Path, pinned: str = "") -> Manifest:
     """Read and check the manifest in the folder ``store``.
 
@@ -97,12 +111,7 @@ def load_manifest(store: Path, pinned: str = "") -> Manifest:
     if not path.is_file():
         what = "is an empty folder" if not any(store.iterdir()) else f"has no {NAME}"
         raise UserError(f"{store} {what}, so it is no store: make one with 'nanodist pack SRC --out STORE'")
-    if path.stat().st_size > _MAX_BYTES:
-        raise UserError(f"{path} is larger than 1 GiB: it is no manifest that nanodist wrote")
-    try:
-        values = json.loads(path.read_bytes())
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{path} is damaged ({error}): restore it or pack again") from None
+    values = read_values(path)
     if isinstance(values, dict) and values.get("format") == "nanodist-pairs":
         raise UserError(
             f"{store} is a store of pairs, which 'nanodist pairvae' trains on: name a store of micrographs here "

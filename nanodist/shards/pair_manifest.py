@@ -12,12 +12,11 @@ from typing import Any
 from hpc.errors import UserError
 from nanodist.scattering.pattern import QGrid
 from nanodist.shards.manifest import FORMAT as MICROGRAPHS
-from nanodist.shards.manifest import NAME, ShardEntry
+from nanodist.shards.manifest import NAME, ShardEntry, read_values
 from nanodist.shards.tar import MAX_KEY, shard_name
 
 FORMAT = "nanodist-pairs"
 SCHEMA = 1
-_MAX_BYTES = 1 << 30
 _MAX_SIDE = 2**14
 
 
@@ -112,12 +111,7 @@ def load_pair_manifest(store: Path) -> PairManifest:
         raise UserError(f"pair store {store} does not exist: {make}")
     if not path.is_file():
         raise UserError(f"{store} has no {NAME}, so it is no pair store: {make}")
-    if path.stat().st_size > _MAX_BYTES:
-        raise UserError(f"{path} is larger than 1 GiB: it is no manifest that nanodist wrote")
-    try:
-        values = json.loads(path.read_bytes())
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{path} is damaged ({error}): restore it or pack again") from None
+    values = read_values(path)
     found = values.get("format") if isinstance(values, dict) else None
     if found == MICROGRAPHS:
         raise UserError(f"{store} is a store of micrographs and holds no pairs: {make}")
