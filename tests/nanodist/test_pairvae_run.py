@@ -23,7 +23,7 @@ from nanodist.scattering.write import write_pattern
 from tests.nanodist.pairs_in_memory import PairsInMemory
 from tests.nanodist.test_pairvae import tiny
 
-SHORT = ["solo.epochs=2", "pair.epochs=2", "solo.global_batch_size=4", "pair.global_batch_size=4", "draws=2"]
+SHORT = ["solo.epochs=2", "pair.epochs=2", "solo.global_batch_size=4", "pair.global_batch_size=4", "draws=2", "data.test_share=0.2"]
 
 
 @pytest.fixture(scope="module")
