@@ -22,7 +22,7 @@ F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 REFERENCE_FILE = "reference.safetensors"
 # How much farther than the farthest training item from its neighbour an input may be.
-_SLACK = 1.5
+_SLACK = 1.25
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Known:
     def strangeness(self, latent: F64, error: float) -> tuple[float, float]:
         """Distance to the nearest training item over the farthest one of those, and the error over the largest one.
 
-        Both are at most 1 for what was trained on; an input is out of distribution where one is above 1.5.
+        Both are at most 1 for what was trained on; an input is out of distribution where one is above 1.25.
         """
         scale = self.latents.std(0) + 1e-6
         among = np.linalg.norm((self.latents[:, None] - self.latents[None]) / scale, axis=2)
