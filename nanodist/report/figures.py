@@ -78,7 +78,9 @@ def panels(drawn: Sequence[Panel], columns: int, width: float = 9.0, height: flo
     """The panels in a grid as one SVG with one legend above them."""
     rows = -(-len(drawn) // columns)
     names = list(dict.fromkeys(line.name for panel in drawn for line in panel.lines))
-    legend = 0.1 + 0.24 * -(-len(names) // 3) if len(names) > 1 else 0.0
+    # About 13 characters an inch, with room for the mark and the gap.
+    beside = max(1, min(3, len(names), int(13 * width / (max(map(len, names), default=1) + 9))))
+    legend = 0.1 + 0.24 * -(-len(names) // beside) if len(names) > 1 else 0.0
     high = height * rows + legend
     with _settings():
         figure = _figure(width, high)
@@ -95,7 +97,7 @@ def panels(drawn: Sequence[Panel], columns: int, width: float = 9.0, height: flo
                 list(handles),
                 loc="upper left",
                 bbox_to_anchor=(0.3 / width, 1.0),
-                ncols=min(3, len(names)),
+                ncols=beside,
                 frameon=False,
                 borderaxespad=0.1,
             )

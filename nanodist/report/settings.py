@@ -84,7 +84,8 @@ class Table:
 
 def short(name: str) -> str:
     """``train.tuned_layers`` as ``tuned layers``; what belongs to the pretraining says so."""
-    last = name.rpartition(".")[2].replace("_", " ")
+    parts = name.split(".")
+    last = parts[-2 if parts[-1] == "name" and len(parts) > 1 else -1].replace("_", " ")
     return f"pretraining's {last}" if name.startswith("pretrain.") else last
 
 

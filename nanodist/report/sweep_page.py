@@ -138,7 +138,9 @@ def _curves(found: Mapping[str, Sequence[Table]]) -> str:
     """Scores over the budget, a curve a setting, a panel a sweep and score."""
     parts = []
     for index, (name, several) in enumerate(found.items()):
-        panels = [_panel(one) for one in several if one.axis and len(one.budgets) > 1]
+        # A setting has one colour in all panels: its rank by the first score.
+        orders = {setting.name: order for order, setting in enumerate(several[0].settings)} if several else {}
+        panels = [_panel(one, orders) for one in several if one.axis and len(one.budgets) > 1]
         if not panels:
             continue
         svg = figures.panels(panels, columns=min(2, len(panels)), height=3.4)
@@ -153,22 +155,23 @@ def _curves(found: Mapping[str, Sequence[Table]]) -> str:
     return section("curves", "Curves", "".join(parts) or missing("No sweep has more than one budget."))
 
 
-def _panel(one: Table) -> Panel:
+def _panel(one: Table, orders: Mapping[str, int]) -> Panel:
     numbers = [b for b in one.budgets if b != "all"]
     place = {b: float(b) for b in numbers}
     if "all" in one.budgets:
         place["all"] = 2.0 * max(place.values(), default=0.5)
     lines = []
-    for order, setting in enumerate(one.settings[:MOST_CURVES]):
+    shown = [setting for setting in one.settings if orders.get(setting.name, MOST_CURVES) < MOST_CURVES]
+    for setting in sorted(shown, key=lambda setting: orders[setting.name]):
         known = [(place[b], setting.points[b]) for b in one.budgets if b in setting.points]
         x = np.asarray([p for p, _ in known])
         values = {
             side: np.asarray([np.nan if getattr(score, side) is None else getattr(score, side) for _, score in known])
             for side in ("mean", "low", "high")
         }
-        lines.append(Line(setting.name, x, values["mean"], order, values["low"], values["high"]))
+        lines.append(Line(setting.name, x, values["mean"], orders[setting.name], values["low"], values["high"]))
     ticks = [(place[b], _budget(b)) for b in one.budgets]
-    top = max(float(np.nanmax([line.y, line.high])) for line in lines if line.high is not None)
+    top = max((float(np.nanmax([line.y, line.high])) for line in lines if line.high is not None), default=1.0)
     axis = _AXIS.get(one.axis, one.axis)
     return Panel(metric(one.metric), lines, axis, ticks=ticks, floor=0.0, ceiling=1.05 * top if top > 0 else 1.0)
 

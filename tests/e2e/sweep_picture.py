@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="PNG to write.")
     parser.add_argument("--work", type=Path, help="Folder to keep the pipeline in.")
     parser.add_argument("--objectives", default="simclr,vicreg", help="A pretraining each.")
-    parser.add_argument("--height-px", type=int, default=1620, help="How much of the page.")
+    parser.add_argument("--height-px", type=int, default=1690, help="How much of the page.")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="nanodist-picture-") as temporary:
         work = (options.work or Path(temporary)).resolve()

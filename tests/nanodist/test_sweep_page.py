@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nanodist.report.settings import interval, tables
-from nanodist.report.sweep_page import render
+from nanodist.report.sweep_page import _panel, render
 from tests.nanodist.test_report import LOADS, Page
 
 
@@ -60,7 +60,10 @@ def test_masks_and_several_pretrainings_have_their_own_columns():
     ]
     dice, iou = tables(rows, ["pretraining", "pretrain.objective.name", "labels_per_class", "seed"])
     assert (dice.metric, iou.metric, dice.axis) == ("dice", "iou", "masks")
-    assert [setting.name for setting in dice.settings] == ["pretraining's name simclr", "pretraining's name vicreg"]
+    assert [setting.name for setting in dice.settings] == [
+        "pretraining's objective simclr",
+        "pretraining's objective vicreg",
+    ]
     assert dice.settings[0].points[4].n == 2
 
 
@@ -89,3 +92,18 @@ def test_a_sweep_without_any_score_has_a_page():
     text = render(result([row("missing", labels_per_class=1)], {"missing": 1}))
     Page(text)
     assert "No job of it is done yet" in text
+
+
+def test_a_setting_has_one_colour_whatever_its_rank_by_another_score():
+    rows = [
+        row(labels_per_class=k, depth=depth, draw_seed=0, balanced_accuracy=0.5 + gain, macro_f1=0.5 - gain)
+        for k in (1, 2)
+        for depth, gain in ((1, 0.1), (2, 0.2))
+    ]
+    several = tables(rows, ["labels_per_class", "depth", "draw_seed"])
+    assert [[one.name for one in table.settings] for table in several] == [
+        ["depth 2", "depth 1"],
+        ["depth 1", "depth 2"],
+    ]
+    orders = {"depth 2": 0, "depth 1": 1}
+    assert [{line.name: line.order for line in _panel(table, orders).lines} for table in several] == [orders] * 2
