@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--from", dest="given", choices=["saxs", "sem"], help="generate: what the files are.")
     parser.add_argument("--out", type=Path, help="generate, evaluate: new folder for the results.")
     parser.add_argument("--store", help="evaluate: the pair store; by default the one that was trained on.")
+    parser.add_argument("--test-store", help="evaluate: pairs of other specimens, which are then the whole test.")
     parser.add_argument("--draws", type=int, help="generate, evaluate: images drawn from each pattern (recipe: draws).")
     parser.add_argument("--poni", type=Path, help="generate --from saxs: geometry (PONI) of frames that state none.")
     parser.add_argument("--pixel-size-nm", type=float, help="generate --from sem: pixel of images that state none.")
@@ -77,5 +78,6 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     if options.rest:
         raise UserError(f"nanodist pairvae evaluate takes no files; '{options.rest[0]}' is too much")
-    print(evaluate(Path(options.source), options.store, options.out, options.draws, options.seed))
+    store, test = options.store, options.test_store
+    print(evaluate(Path(options.source), store, options.out, options.draws, options.seed, test))
     return 0

@@ -19,6 +19,7 @@ from nanodist.pairvae.data import PairData, Pairs
 from nanodist.pairvae.describe import describe_image, describe_pattern
 from nanodist.pairvae.images import tiling
 from nanodist.pairvae.load import Trained, load
+from nanodist.pairvae.model import Geometry
 from nanodist.pairvae.physics import CropScattering
 from nanodist.pairvae.report import Row, write_figures
 from nanodist.pairvae.run import open_store
@@ -48,30 +49,29 @@ class Unseen:
     scale: float
 
 
-def unseen(trained: Trained, data: PairData) -> Unseen:
-    """The items of ``data`` that ``trained`` never saw.
+def unseen(trained: Trained, data: PairData, test: PairData | None = None) -> Unseen:
+    """The items of ``data`` that ``trained`` never saw, or all of ``test``, whose specimens have to be others.
 
     Raises:
         UserError: none is left with both members, or the run knows another grid.
     """
     geometry, store = trained.geometry, data.store
-    if store.grid != geometry.grid:
-        raise UserError(f"the store's q grid is {store.grid}, and the run was trained on {geometry.grid}")
+    for grid in [store.grid, *([test.store.grid] if test is not None else [])]:
+        if grid != geometry.grid:
+            raise UserError(f"the store's q grid is {grid}, and the run was trained on {geometry.grid}")
     seen = set(trained.train) if store.manifest_hash == trained.store else set()
     specimens = {name for key, name in zip(store.keys, store.samples, strict=True) if key in seen}
-    truths, known, crops, areas, tops = [], [], [], [], [1e-9]
-    for number, (key, specimen) in enumerate(zip(store.keys, store.samples, strict=True)):
+    known, crops, areas, tops = [], [], [], [1e-9]
+    for number, key in enumerate(store.keys):
         pattern, image = data.pattern(number), data.image(number)
-        if pattern is None or image is None:
+        if pattern is None or image is None or key not in seen:
             continue
         own = np.stack(tiling(image, geometry.size_px, _CROPS))
-        if key in seen:
-            known.append(pattern)
-            crops.append(own)
-            areas.append(describe_image(own[0], geometry.pixel_size_nm).area_fraction)
-            tops.append(float(np.arcsinh(pattern.intensity[pattern.mask].max() / geometry.reference)))
-        elif specimen not in specimens:
-            truths.append(truth_of(key, specimen, pattern, own, geometry.pixel_size_nm, store.truth(number)))
+        known.append(pattern)
+        crops.append(own)
+        areas.append(describe_image(own[0], geometry.pixel_size_nm).area_fraction)
+        tops.append(float(np.arcsinh(pattern.intensity[pattern.mask].max() / geometry.reference)))
+    truths = _truths(data, geometry, specimens) if test is None else _truths(test, geometry, set())
     if not truths:
         raise UserError(
             "every pair of the store was trained on: give another one by --store, or train with data.test_share"
@@ -83,23 +83,47 @@ def unseen(trained: Trained, data: PairData) -> Unseen:
     return Unseen(truths, known, crops, float(np.nanmean(areas)), max(tops))
 
 
-def evaluate(run_dir: Path, store: str | None, out: Path, draws: int | None = None, seed: int = 0) -> str:
+def _truths(data: PairData, geometry: Geometry, left_out: set[str]) -> list[Truth]:
+    """Whole pairs of all specimens but ``left_out``."""
+    found = []
+    for number, (key, specimen) in enumerate(zip(data.store.keys, data.store.samples, strict=True)):
+        pattern, image = data.pattern(number), data.image(number)
+        if pattern is not None and image is not None and specimen not in left_out:
+            own = np.stack(tiling(image, geometry.size_px, _CROPS))
+            found.append(truth_of(key, specimen, pattern, own, geometry.pixel_size_nm, data.store.truth(number)))
+    return found
+
+
+def evaluate(
+    run_dir: Path, store: str | None, out: Path, draws: int | None = None, seed: int = 0, test_store: str | None = None
+) -> str:
     """Score a run, write tables and figures to ``out``, and return the table as text.
+
+    Args:
+        run_dir: of ``nanodist pairvae train``.
+        store: that it was trained on, for the baselines; the recipe's unless given.
+        out: a new folder.
+        draws: images for each pattern; the recipe's unless given.
+        seed: of the draws.
+        test_store: of other specimens, which are then the whole test.
 
     Raises:
         UserError: run, store or folder do not suit.
     """
     trained = load(run_dir)
-    return evaluate_pairs(
-        trained, load(run_dir, "solo"), open_store(store or trained.recipe.data.store), out, draws, seed
-    )
+    known = open_store(store or trained.recipe.data.store)
+    test = open_store(test_store) if test_store else None
+    return evaluate_pairs(trained, load(run_dir, "solo"), known, out, draws, seed, test)
 
 
-def evaluate_pairs(trained: Trained, solo: Trained, store: Pairs, out: Path, draws: int | None, seed: int) -> str:
-    """:func:`evaluate`, where run and store are open."""
+def evaluate_pairs(
+    trained: Trained, solo: Trained, store: Pairs, out: Path, draws: int | None, seed: int, test: Pairs | None = None
+) -> str:
+    """:func:`evaluate`, where run and stores are open."""
     if out.exists() and any(out.iterdir()):
         raise UserError(f"--out {out} exists already; give a new folder")
-    items = unseen(trained, PairData(store, trained.recipe.data))
+    config = trained.recipe.data
+    items = unseen(trained, PairData(store, config), PairData(test, config) if test is not None else None)
     made = [Made(trained, solo, items, truth, draws or trained.recipe.draws, seed) for truth in items.truths]
     rows = [row for one in made for row in one.rows()]
     with atomic.directory(out) as folder:

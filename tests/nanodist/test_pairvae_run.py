@@ -12,7 +12,8 @@ from hpc.errors import UserError
 from hpc.loop import Preempted
 from hpc.run_dir import read_metrics
 from nanodist.cli import main
-from nanodist.pairvae.evaluate import evaluate_pairs, summary
+from nanodist.pairvae.data import PairData
+from nanodist.pairvae.evaluate import evaluate_pairs, summary, unseen
 from nanodist.pairvae.generate import Wanted, generate
 from nanodist.pairvae.load import load
 from nanodist.pairvae.reference import read_reference
@@ -23,7 +24,14 @@ from nanodist.scattering.write import write_pattern
 from tests.nanodist.pairs_in_memory import PairsInMemory
 from tests.nanodist.test_pairvae import tiny
 
-SHORT = ["solo.epochs=2", "pair.epochs=2", "solo.global_batch_size=4", "pair.global_batch_size=4", "draws=2", "data.test_share=0.2"]
+SHORT = [
+    "solo.epochs=2",
+    "pair.epochs=2",
+    "solo.global_batch_size=4",
+    "pair.global_batch_size=4",
+    "draws=2",
+    "data.test_share=0.2",
+]
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +99,14 @@ def test_evaluation_is_on_unseen_specimens_alone(run, store, tmp_path):
     everything = load(run).__class__(load(run).recipe, load(run).model, store.keys, store.manifest_hash, run)
     with pytest.raises(UserError, match="every pair of the store was trained on"):
         evaluate_pairs(everything, load(run, "solo"), store, tmp_path / "none", 2, 0)
+
+
+def test_a_test_store_is_the_whole_test(run, store):
+    trained = load(run)
+    data = PairData(store, trained.recipe.data)
+    own, other = unseen(trained, data), unseen(trained, data, PairData(store, trained.recipe.data))
+    assert [len(items.known) for items in (own, other)] == [len(trained.train)] * 2
+    assert len(own.truths) < len(other.truths) == len(store.keys)
 
 
 def test_medians_are_of_items_and_intervals_of_specimens():

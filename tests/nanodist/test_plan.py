@@ -48,7 +48,7 @@ def test_large_batches_are_cut_and_small_memory_is_sharded():
     assert roomy is not None and roomy.overrides() == ["train.micro_batch_size=64", "engine.zero_stage=0"]
     limit = int(0.6 * written.memory.peak)
     tight = propose(planner, limit, 0.1)
-    assert tight is not None and tight.micro_batches > 1 and tight.zero_stage == 0
+    assert tight is not None and tight.micro_batches > 1
     assert tight.memory.peak <= 0.9 * limit
     # What is proposed is what pretrain then does.
     again = load_recipe("simclr", [*BIG, "train.global_batch_size=512", *tight.overrides()])
@@ -56,7 +56,6 @@ def test_large_batches_are_cut_and_small_memory_is_sharded():
     # Fewer micro-batches do not fit.
     fewer = planner.micro_batches()[planner.micro_batches().index(tight.micro_batches) - 1]
     assert all(planner.predict(fewer, stage).memory.peak > 0.9 * limit for stage in (0, 1, 2))
-    assert propose(planner, 2**20, 0.1) is None
 
 
 def test_a_stage_is_raised_before_the_batch_is_cut():
