@@ -40,8 +40,9 @@ demo: $(STAMP) $(DEMO)/train/manifest.json $(DEMO)/test/manifest.json
 	$(NANODIST) report $(DEMO)/run --out $(DEMO)/report.html
 	@echo "report: $(abspath $(DEMO)/report.html)"
 
+# In their order the files of tests/e2e come first, which are the longest.
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
