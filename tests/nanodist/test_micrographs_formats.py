@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 import tifffile
 
+from hpc import extras
 from hpc.errors import UserError
-from nanodist.micrographs import NotAMicrograph, count_micrographs, extras, isolated, read_micrograph, read_micrographs
+from nanodist.micrographs import NotAMicrograph, count_micrographs, isolated, read_micrograph, read_micrographs
 from nanodist.micrographs.micrograph import MAX_PIXELS
 from nanodist.micrographs.mrc import is_mrc
 
