@@ -87,9 +87,7 @@ def export_classifier(
 
     wrong = [one for one in formats if one not in FORMATS]
     if wrong:
-        raise UserError(
-            f"a classifier is exported as {' or '.join(FORMATS)}, not as {wrong[0]}: its head is our own"
-        )
+        raise UserError(f"a classifier is exported as {' or '.join(FORMATS)}, not as {wrong[0]}: its head is our own")
     wanted = require(formats)
     refuse_taken(target)
     source = _Predictor(loaded, name)
