@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from hpc.tables import csv_of
 from nanodist.downstream.bootstrap import Interval, Resamples, Tally, interval, paired_interval
 from nanodist.downstream.features import FeatureSet
 from nanodist.downstream.labels import Budget, Targets
@@ -230,11 +229,7 @@ def to_json(scores: dict[str, Any]) -> str:
 
 def to_csv(rows: Sequence[Row]) -> str:
     """The tidy rows as CSV; blank cells for ``None``."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, fieldnames=list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue()
+    return csv_of(rows, list(rows[0]))
 
 
 def table(summary: Sequence[Row]) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hpc import atomic
+from hpc.tables import csv_text
 from nanodist.downstream.features import store_features
 from nanodist.downstream.finetune.predict import grey, read_each, whole_tiles
 from nanodist.downstream.neighbours import unit_rows
@@ -88,9 +87,5 @@ def _best(likeness: npt.NDArray[np.float64], groups: Sequence[str], count: int, 
 
 
 def _write(out: Path, table: Sequence[Sequence[Any]], problems: dict[str, str]) -> None:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows(table)
-    atomic.write_text(out / TABLE, buffer.getvalue())
+    atomic.write_text(out / TABLE, csv_text(COLUMNS, table))
     atomic.write_json(out / REPORT, {"schema": 1, "not_read": problems})

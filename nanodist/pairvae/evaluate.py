@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ import numpy.typing as npt
 from hpc import atomic
 from hpc.errors import UserError
 from hpc.seeding import generator
+from hpc.tables import csv_of, csv_text
 from nanodist.pairvae.baselines import mean_pattern, nearest, random_fields
 from nanodist.pairvae.data import PairData, Pairs
 from nanodist.pairvae.describe import describe_image, describe_pattern
@@ -130,7 +129,7 @@ def evaluate_pairs(
         atomic.write_text(folder / ITEMS_FILE, _table_of_items(rows))
         table = summary(rows, seed)
         atomic.write_json(folder / SCORES_FILE, {"run": str(trained.checkpoint), "items": len(made), "rows": table})
-        atomic.write_text(folder / TABLE_FILE, _table(table))
+        atomic.write_text(folder / TABLE_FILE, csv_of(table, list(table[0])))
         write_figures(folder, trained, items.truths, items.known, [one.shown() for one in made])
     return as_text(table, len(made))
 
@@ -227,21 +226,11 @@ def summary(rows: Sequence[Row], seed: int = 0) -> list[dict[str, object]]:
 
 def _table_of_items(rows: Sequence[Row]) -> str:
     names = list(dict.fromkeys(name for row in rows for name in row.scores))
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["direction", "method", "key", "sample", *names])
+    cells = []
     for row in rows:
         values = [f"{row.scores[name]:.6g}" if name in row.scores else "" for name in names]
-        writer.writerow([row.direction, row.method, row.key, row.specimen, *values])
-    return buffer.getvalue()
-
-
-def _table(table: Sequence[dict[str, object]]) -> str:
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(table[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(table)
-    return buffer.getvalue()
+        cells.append([row.direction, row.method, row.key, row.specimen, *values])
+    return csv_text(["direction", "method", "key", "sample", *names], cells)
 
 
 def as_text(table: Sequence[dict[str, object]], items: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import math
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ import numpy.typing as npt
 
 from hpc import atomic
 from hpc.errors import UserError
+from hpc.tables import csv_of
 from nanodist.micrographs.read import read_micrograph
 from nanodist.pairvae.describe import describe_image, describe_pattern, image_spectrum, row_of
 from nanodist.pairvae.figures import write_curves
@@ -88,12 +88,8 @@ def generate(run_dir: Path, files: Sequence[Path], out: Path, wanted: Wanted) ->
 
 def _csv(rows: Sequence[dict[str, Any]]) -> str:
     names = list(dict.fromkeys(name for row in rows for name in row))
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, names, restval="", lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()})
-    return buffer.getvalue()
+    told = ({k: f"{value:.6g}" if isinstance(value, float) else value for k, value in row.items()} for row in rows)
+    return csv_of(told, names)
 
 
 def _write_image(path: Path, image: npt.NDArray[np.floating], pixel_size_nm: float) -> None:

@@ -7,8 +7,6 @@ left empty where nothing is meant), ``truth/SAMPLE.json`` (everything that was d
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -23,6 +21,7 @@ from hpc import atomic
 from hpc.errors import UserError
 from hpc.progress import track
 from hpc.seeding import generator
+from hpc.tables import csv_of
 from nanodist.scattering.geometry import Geometry
 from nanodist.shards.parallel import results
 from nanodist.synth.copolymers import (
@@ -242,8 +241,4 @@ def write_pairs(out: Path, seed: int, settings: PairSettings, workers: int = 1) 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """``pairs.csv``: what is unknown or means nothing stays empty."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return csv_of(rows, COLUMNS)

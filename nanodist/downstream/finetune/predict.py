@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +14,7 @@ import torch
 from hpc import atomic
 from hpc.errors import UserError
 from hpc.progress import Progress
+from hpc.tables import csv_text
 from nanodist.downstream.finetune.load import Loaded
 from nanodist.micrographs import Micrograph, read_micrographs
 from nanodist.micrographs.read import is_named_like_one
@@ -160,16 +159,14 @@ def _batches(tiles: Iterator[npt.NDArray[Any]]) -> Iterator[list[npt.NDArray[Any
 
 def _write(loaded: Loaded, done: Sequence[Prediction], problems: dict[str, str], out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["file", "page", "predicted", "unlike_training", "tiles", *(f"p_{c}" for c in loaded.classes)])
+    header, rows = ["file", "page", "predicted", "unlike_training", "tiles", *(f"p_{c}" for c in loaded.classes)], []
     counts = dict.fromkeys(loaded.classes, 0)
     for one in done:
         name = loaded.classes[int(one.probabilities.argmax())]
         counts[name] += 1
         unlike = "" if one.unlike is None else f"{one.unlike:.3f}"
-        writer.writerow([one.file, one.page, name, unlike, one.tiles, *(f"{p:.6f}" for p in one.probabilities)])
-    atomic.write_text(out / PREDICTIONS, buffer.getvalue())
+        rows.append([one.file, one.page, name, unlike, one.tiles, *(f"{p:.6f}" for p in one.probabilities)])
+    atomic.write_text(out / PREDICTIONS, csv_text(header, rows))
     strange = [one.file for one in done if one.unlike is not None and one.unlike > 1]
     document = {
         "schema": 1,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hpc import atomic
+from hpc.tables import csv_text
 from nanodist.downstream import metrics
 from nanodist.downstream.bootstrap import Resamples, Tally, interval
 from nanodist.downstream.finetune.data import Labels
@@ -106,11 +105,9 @@ def _interval(labels: Labels, predicted: I64) -> tuple[float, float]:
 
 
 def _predictions(labels: Labels, probabilities: F64) -> str:
-    targets, buffer = labels.targets, io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["sample", "micrograph", "label", "predicted", *(f"p_{name}" for name in targets.classes)])
+    targets, rows = labels.targets, []
     for number, row in zip(labels.test.tolist(), probabilities, strict=True):
         names = (targets.classes[targets.y[number]], targets.classes[int(row.argmax())])
         micrograph = targets.group_names[targets.groups[number]]
-        writer.writerow([labels.dataset.keys[number], micrograph, *names, *(f"{p:.6f}" for p in row)])
-    return buffer.getvalue()
+        rows.append([labels.dataset.keys[number], micrograph, *names, *(f"{p:.6f}" for p in row)])
+    return csv_text(["sample", "micrograph", "label", "predicted", *(f"p_{name}" for name in targets.classes)], rows)

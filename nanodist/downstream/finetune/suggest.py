@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hpc import atomic
+from hpc.tables import csv_text
 from nanodist.downstream.finetune.load import Loaded
 from nanodist.downstream.finetune.predict import SHOWN_PX, Prediction, predict_one, read_each
 from nanodist.downstream.neighbours import unit_rows
@@ -69,19 +68,16 @@ def suggest(loaded: Loaded, paths: Sequence[Path], out: Path, count: int = 20) -
     unsure = uncertainty(np.stack([one.probabilities for one in done]))
     known = loaded.reference.rows if loaded.reference is not None else None
     chosen = choose(unsure, np.stack([one.features for one in done]), known, count)
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    cells = []
+    table, cells = [], []
     for rank, (i, distance) in enumerate(chosen, 1):
         name, likely = _answer(loaded, done[i])
         unlike = "" if done[i].unlike is None else f"{done[i].unlike:.3f}"
-        writer.writerow(
+        table.append(
             [rank, done[i].file, done[i].page, name, f"{likely:.4f}", f"{unsure[i]:.4f}", f"{distance:.4f}", unlike]
         )
         cells.append((done[i].picture, f"{rank} {name[:10]} {likely:.2f}"))
     out.mkdir(parents=True, exist_ok=True)
-    atomic.write_text(out / TABLE, buffer.getvalue())
+    atomic.write_text(out / TABLE, csv_text(COLUMNS, table))
     atomic.write_json(out / REPORT, {"schema": 1, "looked_at": len(done), "not_read": problems})
     draw_sheet(cells, out / SHEET, SHOWN_PX)
     return len(problems)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from hpc import atomic
 from hpc.config import build
 from hpc.errors import UserError
 from hpc.progress import Progress
+from hpc.tables import csv_text
 from nanodist.downstream.finetune.load import read_run
 from nanodist.downstream.finetune.predict import grey, read_each
 from nanodist.downstream.finetune.recipe import DecoderConfig
@@ -87,11 +87,8 @@ def predict_masks(loaded: LoadedSegmenter, paths: Sequence[Path], out: Path) -> 
     names: dict[str, int] = {}
     problems: dict[str, str] = {}
     rows = read_each(paths, lambda file, page, each: _one(loaded, file, page, each, out, names), problems)
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["file", "page", "mask", "pixel_size_y_nm", *(f"share_{value}" for value in loaded.values)])
-    writer.writerows(rows)
-    atomic.write_text(out / SHARES, buffer.getvalue())
+    header = ["file", "page", "mask", "pixel_size_y_nm", *(f"share_{value}" for value in loaded.values)]
+    atomic.write_text(out / SHARES, csv_text(header, rows))
     document = {
         "schema": 1,
         "checkpoint": str(loaded.checkpoint),

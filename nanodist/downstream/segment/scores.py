@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ from scipy import ndimage
 
 from hpc import atomic
 from hpc.seeding import generator
+from hpc.tables import csv_text
 from nanodist.downstream.finetune.recipe import FinetuneRecipe
 from nanodist.downstream.segment.data import Masks
 
@@ -137,14 +136,12 @@ def mean_with_interval(values: npt.NDArray[np.float64], groups: npt.NDArray[np.i
 
 
 def _table(masks: Masks, scores: Sequence[ImageScores]) -> str:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
+    rows = []
     names = [f"{metric}_{value}" for metric in ("dice", "iou", "boundary_f1") for value in masks.values]
-    writer.writerow(["sample", "micrograph", *names])
     for one in scores:
         number = int(masks.test[one.number])
         found = [*one.dice, *one.iou, *one.boundary_f1]
         cells = ["" if np.isnan(value) else f"{value:.6f}" for value in found]
         micrograph = masks.targets.group_names[masks.targets.groups[number]]
-        writer.writerow([masks.dataset.keys[number], micrograph, *cells])
-    return buffer.getvalue()
+        rows.append([masks.dataset.keys[number], micrograph, *cells])
+    return csv_text(["sample", "micrograph", *names], rows)
