@@ -8,11 +8,13 @@ gathers weights; gradients are summed by :mod:`hpc.reduction`, in one way at ZeR
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
 import sys
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -65,6 +67,17 @@ def start(config: EngineConfig, topology: Topology) -> torch.device:
     init_process_group(topology, device.type, config.timeout_s)
     _forget_former_groups()
     return device
+
+
+@contextlib.contextmanager
+def running(config: EngineConfig, topology: Topology) -> Iterator[torch.device]:
+    """:func:`start`, and the end of the process group after the block."""
+    device = start(config, topology)
+    try:
+        yield device
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def _forget_former_groups() -> None:

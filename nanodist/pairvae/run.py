@@ -12,7 +12,7 @@ from hpc import atomic, batch_norm
 from hpc import config as recipes
 from hpc.checkpoint.files import latest_checkpoint, read_state, read_tensors
 from hpc.collectives import Group
-from hpc.engine import start
+from hpc.engine import running
 from hpc.errors import UserError
 from hpc.job import Start, agreed, prepare_run_dir, run_task, say
 from hpc.preemption import Preemption
@@ -98,8 +98,7 @@ def train(recipe: PairVAERecipe, preemption: Preemption | None = None, store: Pa
     fingerprint, what = identity(recipe, store)
     for stage in STAGES:
         _passes(recipe, stage, data, topology)
-    device = start(recipe.engine, topology)
-    try:
+    with running(recipe.engine, topology) as device:
         path = Path(recipe.run_dir or f"runs/{fingerprint}")
         agreed(topology, lambda: _prepare(path, recipe))
         for stage in STAGES:
@@ -107,9 +106,6 @@ def train(recipe: PairVAERecipe, preemption: Preemption | None = None, store: Pa
         if topology.is_main:
             _remember(path, data)
         return path
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
 
 
 def _remember(path: Path, data: PairData) -> None:

@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from hpc import batch_norm
 from hpc.collectives import Group
-from hpc.engine import start
+from hpc.engine import running
 from hpc.errors import UserError
 from hpc.job import Start, prepare_run_dir, run_task, say, say_nothing
 from hpc.preemption import Preemption
@@ -57,16 +57,12 @@ def pretrain(
     seat = take_seat(recipe, topology, say)
     if seat is None:
         return Path(recipe.run_dir or f"runs/{identity(recipe, store)[0]}")
-    device = start(recipe.engine, seat)
-    try:
+    with running(recipe.engine, seat) as device:
         store = on_all_ranks(recipe, store, seat)
         fingerprint, what = identity(recipe, store)
         path = Path(recipe.run_dir or f"runs/{fingerprint}")
         store = staged(recipe, store, seat, say)
         return _run(recipe, store, seat, device, RunDir(path), fingerprint, what, make_evaluator, preemption)
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
 
 
 def _check_installed() -> None:

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from hpc import batch_norm
 from hpc.checkpoint.files import read_tensors
-from hpc.engine import start
+from hpc.engine import running
 from hpc.errors import UserError
 from hpc.job import Start, prepare_run_dir, run_task, say
 from hpc.preemption import Preemption
@@ -68,14 +68,10 @@ def finetune(recipe: FinetuneRecipe, preemption: Preemption | None = None) -> Pa
     labels = labels_of(recipe)
     fingerprint, what = identity(recipe, labels)
     micro_batches = recipe.train.micro_batches(len(labels.train), topology.world_size)
-    device = start(recipe.engine, topology)
-    try:
+    with running(recipe.engine, topology) as device:
         run = RunDir(Path(recipe.run_dir or f"runs/{fingerprint}"))
         _run(recipe, labels, topology, device, run, (fingerprint, what), micro_batches, preemption)
         return run.path
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
 
 
 def _run(
