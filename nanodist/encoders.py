@@ -7,7 +7,6 @@ on a microscope PC.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ from hpc.checkpoint.files import CheckpointError, latest_checkpoint, read_state,
 from hpc.config import build
 from hpc.errors import UserError
 from nanodist.pixels import Image, to_unit
+from nanodist.weights import digest_of
 
 Pooling = Literal["last", "last_two", "all"]
 Look = tuple[float, int, int]
@@ -186,11 +186,9 @@ class Encoder:
 
     def weights_hash(self) -> str:
         """Sixteen hex digits over the spec and all weights: the identity of the features."""
-        digest = hashlib.blake2b(json.dumps(dataclasses.asdict(self.spec), sort_keys=True).encode(), digest_size=8)
-        for name, tensor in sorted(self.trunk.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        tensors = sorted(self.trunk.state_dict().items())
+        contents = ((name, tensor.detach().cpu().contiguous().numpy().tobytes()) for name, tensor in tensors)
+        return digest_of(dataclasses.asdict(self.spec), contents)
 
 
 def _batches(images: Iterable[Image], batch_size: int) -> Iterator[list[Image]]:

@@ -1,9 +1,10 @@
-"""The identity of an export's weights, from its files alone: without torch, for sweeps over thousands of recipes."""
+"""The identity of an encoder's weights; of an export from its files alone, for sweeps over thousands of recipes."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,15 @@ CARD, TENSORS = "nanodist.json", "model.safetensors"
 _FIELDS = {"trunk", "image_size", "mean", "std", "normalise", "pooling", "looks", "trunk_options"}
 _PLAIN = ("F32", "I64")  # what an encoder holds; other types would be converted on loading
 _MOST_BYTES = 16 << 20
+
+
+def digest_of(spec: Mapping[str, Any], tensors: Iterable[tuple[str, bytes]]) -> str:
+    """Sixteen hex digits over a spec and all weights, by name."""
+    digest = hashlib.blake2b(json.dumps(spec, sort_keys=True).encode(), digest_size=8)
+    for name, data in tensors:
+        digest.update(name.encode())
+        digest.update(data)
+    return digest.hexdigest()
 
 
 def hash_of_export(folder: str | Path) -> str | None:
@@ -26,17 +36,13 @@ def hash_of_export(folder: str | Path) -> str | None:
         if (folder / CARD).stat().st_size > _MOST_BYTES:
             return None
         spec = _spec(json.loads((folder / CARD).read_text())["spec"])
-        digest = hashlib.blake2b(json.dumps(spec, sort_keys=True).encode(), digest_size=8)
         with safe_open(folder / TENSORS, framework="numpy") as file:
             names = sorted(file.keys())
             if any(file.get_slice(name).get_dtype() not in _PLAIN for name in names):
                 return None
-            for name in names:
-                digest.update(name.encode())
-                digest.update(file.get_tensor(name).tobytes())
+            return digest_of(spec, ((name, file.get_tensor(name).tobytes()) for name in names))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError):
         return None
-    return digest.hexdigest()
 
 
 def _spec(values: dict[str, Any]) -> dict[str, Any]:
