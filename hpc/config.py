@@ -15,6 +15,7 @@ import hashlib
 import json
 import types
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
@@ -174,6 +175,19 @@ def parse_yaml(text: str, where: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{where} must hold keys and values, not {type(values).__name__}")
     return values
+
+
+def read_yaml(path: str | Path, what: str) -> dict[str, Any]:
+    """:func:`parse_yaml` of a file; ``what`` it is stands before its name in errors.
+
+    Raises:
+        UserError: it cannot be read; otherwise as there.
+    """
+    try:
+        text = Path(path).read_text()
+    except OSError as error:
+        raise UserError(f"{what} {path} cannot be read: {error.strerror or error}") from None
+    return parse_yaml(text, f"{what} {path}")
 
 
 def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hpc import atomic
-from hpc.config import parse_yaml
+from hpc.config import read_yaml
 from hpc.errors import UserError
 from launch import queue
 from launch.kinds import kind_of
@@ -88,10 +88,7 @@ class Pipeline:
         Raises:
             UserError: no such file, or a key or value that cannot be.
         """
-        try:
-            values = parse_yaml(Path(path).read_text(), f"pipeline {path}")
-        except OSError as error:
-            raise UserError(f"pipeline {path} cannot be read: {error.strerror or error}") from None
+        values = read_yaml(path, "pipeline")
         _check_keys("", values, KEYS)
         for key in ("pretrain", "sweeps"):
             if not isinstance(values.get(key), dict):

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hpc.config import build, option, parse_yaml
+from hpc.config import build, option, read_yaml
 from hpc.errors import UserError
 
 _SECRET = re.compile(r"(?:^|_)(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(?:$|_)", re.IGNORECASE)
@@ -60,11 +60,7 @@ class SlurmResources:
         Raises:
             UserError: no such file, no YAML, an unknown key (the valid ones are listed), a wrong type or value.
         """
-        try:
-            text = Path(path).read_text()
-        except OSError as error:
-            raise UserError(f"site file {path} cannot be read: {error.strerror or error}") from None
-        return cls.from_values(parse_yaml(text, f"site file {path}"), f"site file {path}", **changes)
+        return cls.from_values(read_yaml(path, "site file"), f"site file {path}", **changes)
 
     @classmethod
     def from_values(cls, values: dict[str, Any], where: str = "resources", **changes: Any) -> SlurmResources:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from hpc import atomic, config
-from hpc.config import parse_yaml
+from hpc.config import read_yaml
 from hpc.errors import UserError
 from launch import grid as grids
 from launch.kinds import Inputs, Kind, Place, kind_of
@@ -111,10 +111,7 @@ class Sweep:
         Raises:
             UserError: no such file, or a key or value that cannot be.
         """
-        try:
-            values = parse_yaml(Path(path).read_text(), f"sweep {path}")
-        except OSError as error:
-            raise UserError(f"sweep {path} cannot be read: {error.strerror or error}") from None
+        values = read_yaml(path, "sweep")
         unknown = [key for key in values if key not in _KEYS]
         if unknown or "job" not in values:
             what = f"key '{unknown[0]}' does not exist" if unknown else "key 'job' is missing"
