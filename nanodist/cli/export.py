@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Export, and say what was checked and how to load the result."""
-    kind = kind_of_run(args.run)
+    from nanodist.downstream.finetune.load import kind_of
+
+    kind = kind_of(args.run)
     if kind == "segmentation":
         raise UserError(
             f"{args.run} is a segmentation, which cannot be exported yet; its encoder is where it came from"
@@ -46,23 +49,23 @@ def run(args: argparse.Namespace) -> int:
     require(wanted)
     encoder = load_encoder(args.run)
     parity = export(encoder, args.to, card_of(args.run, encoder, args.name, args.license, args.data), wanted)
-    print(args.to)
-    for row in parity["formats"]:
-        libraries = ", ".join(f"{name} {version}" for name, version in row["loaded_with"].items())
-        print(f"{row['format']}: loaded with {libraries}; features differ by {row['relative_difference']:.1e} at most")
-        if row["format"] == "huggingface" and "transformers" not in row["loaded_with"]:
-            print("transformers is not installed: the folder was checked with timm, which transformers wraps")
+    _show(args.to, parity, "features")
     if "timm" in wanted:
         print(f'load it with: timm.create_model("local-dir:{args.to}", pretrained=True)')
     print(f"{args.to / 'README.md'} has the code for {', '.join(TITLES[name] for name in FORMATS if name in wanted)}")
     return 0
 
 
-def kind_of_run(path: Path) -> str:
-    """``classification`` or ``segmentation`` for the run directory of a fine-tuning, else empty."""
-    from nanodist.downstream.finetune.load import kind_of
+def _show(to: Path, parity: Mapping[str, Any], answers: str) -> None:
+    """Where an export is, and how far each format's answers are from the run's."""
+    from nanodist.export.card import libraries_of
 
-    return kind_of(path) if (path / "checkpoints").is_dir() else ""
+    print(to)
+    for row in parity["formats"]:
+        apart = f"{answers} differ by {row['relative_difference']:.1e} at most"
+        print(f"{row['format']}: loaded with {libraries_of(row)}; {apart}")
+        if row["format"] == "huggingface" and "transformers" not in row["loaded_with"]:
+            print("transformers is not installed: the folder was checked with timm, which transformers wraps")
 
 
 def _classifier(args: argparse.Namespace, wanted: list[str]) -> int:
@@ -83,11 +86,7 @@ def _classifier(args: argparse.Namespace, wanted: list[str]) -> int:
     }
     name = args.name or args.run.resolve().name
     parity = export_classifier(loaded, args.to, wanted, name, card)
-    print(args.to)
-    for row in parity["formats"]:
-        libraries = ", ".join(f"{name} {version}" for name, version in row["loaded_with"].items())
-        apart = row["relative_difference"]
-        print(f"{row['format']}: loaded with {libraries}; probabilities differ by {apart:.1e} at most")
+    _show(args.to, parity, "probabilities")
     print(f"{args.to / 'README.md'} has the code that runs it")
     return 0
 

@@ -193,15 +193,19 @@ def _loading(kind: str, spec: EncoderSpec, features: int, location: str, graph: 
     return f"### {TITLES[kind]}\n\n```python\n{code}```\n\n{note}\n"
 
 
+def libraries_of(row: Mapping[str, Any]) -> str:
+    """The libraries, with their versions, that a row of the parity report was loaded with."""
+    return ", ".join(f"{name} {version}" for name, version in row["loaded_with"].items())
+
+
 def parity_table(parity: Mapping[str, Any] | None) -> str:
     """The table of differences between the run and what others load, from image files on."""
     if not parity:
         return ""
     lines = []
     for row in parity["formats"]:
-        libraries = ", ".join(f"{name} {version}" for name, version in row["loaded_with"].items())
         sizes = ", ".join(f"{width} x {height} {kind}" for height, width, kind in row["images"])
-        lines.append(f"| {row['format']} | {libraries} | {sizes} | {row['relative_difference']:.1e} |\n")
+        lines.append(f"| {row['format']} | {libraries_of(row)} | {sizes} | {row['relative_difference']:.1e} |\n")
     rows = {row["format"]: row["loaded_with"] for row in parity["formats"]}
     note = ""
     if "huggingface" in rows and "transformers" not in rows["huggingface"]:

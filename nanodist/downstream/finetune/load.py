@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from hpc.checkpoint.files import CheckpointError, best_checkpoint, latest_checkpoint, read_state, read_tensors
+from hpc.checkpoint.files import (
+    CheckpointError,
+    best_checkpoint,
+    candidates,
+    latest_checkpoint,
+    read_state,
+    read_tensors,
+)
 from hpc.config import build
 from hpc.errors import UserError
 from nanodist.downstream.finetune.model import Classifier, plain_head
@@ -66,15 +74,14 @@ def read_run(run_dir: str | Path, kind: str) -> tuple[Path, dict[str, Any], dict
 
 
 def kind_of(run_dir: str | Path) -> str:
-    """``classification`` or ``segmentation``; empty where the run is of neither kind.
+    """``classification`` or ``segmentation``; empty where the run is of neither kind, or no checkpoint says.
 
-    Raises:
-        UserError: the folder holds no whole checkpoint.
+    Every checkpoint of a run says the same, so none is verified for it; what loads the model tells what is wrong.
     """
-    try:
-        return str(read_state(latest_checkpoint(Path(run_dir) / "checkpoints"))["task"].get("kind", ""))
-    except (CheckpointError, KeyError) as error:
-        raise UserError(f"{run_dir} is not the run directory of a fine-tuning: {error}") from None
+    for folder in candidates(Path(run_dir) / "checkpoints"):
+        with contextlib.suppress(CheckpointError, KeyError):
+            return str(read_state(folder)["task"].get("kind", ""))
+    return ""
 
 
 def load_classifier(run_dir: str | Path) -> Loaded:
