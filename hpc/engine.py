@@ -147,6 +147,7 @@ class Engine:
             for parameter in lain_last:
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         self.module: nn.Module = module
+        self._adapting = optimizer if isinstance(optimizer, TrustRatioOptimizer) else None
         self._clip_norm = clip_norm
         self._norm: float | None = None
         # A group of its own, so that its collectives never interleave with those of losses and norms in the backward.
@@ -213,6 +214,10 @@ class Engine:
         self.deepspeed.step()
         self._gradients.stepped()
         self._norm = None
+
+    def trust_ratios(self) -> dict[str, float]:
+        """Of the last step, see :meth:`TrustRatioOptimizer.trust_ratios`; empty for optimizers without."""
+        return {} if self._adapting is None else self._adapting.trust_ratios()
 
     def discard(self) -> None:
         """Drop the gradients of the passes since the last step; nothing else changes."""

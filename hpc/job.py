@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ from hpc.collectives import Group
 from hpc.end_note import former_end
 from hpc.engine import Engine, EngineConfig
 from hpc.errors import UserError
+from hpc.lineage import Artifact
 from hpc.loop import Keepers, Preempted, train
 from hpc.optimizers import OptimizerConfig, build_optimizer
 from hpc.preemption import Preemption, deadline_from_environment
@@ -100,6 +101,7 @@ class Start:
         versions: for ``run.json``, beside those of the installed packages.
         preemption: says whether to stop; ``None``: nobody does.
         kind: of job, such as ``pretrain``.
+        inputs: gives the artifacts that the run is made from, for W&B; ``None``: nothing is told.
     """
 
     run: RunDir
@@ -110,6 +112,7 @@ class Start:
     versions: Mapping[str, str]
     preemption: Preemption | None
     kind: str = "run"
+    inputs: Callable[[], Iterable[Artifact]] | None = None
 
 
 def run_task(
@@ -203,6 +206,8 @@ def _tracker_of(recipe: JobRecipe, start: Start, first_step: int) -> Tracker:
             "fingerprint": start.fingerprint,
             **parent_run(tracking),
         },
+        inputs=start.inputs,
+        upload=tracking.upload_checkpoints,
     )
 
 

@@ -165,6 +165,8 @@ class _Boundary:
         }
         if math.isfinite(result.gradient_norm):
             line["gradient_norm"] = result.gradient_norm
+        if result.taken:
+            line |= self._engine.trust_ratios()
         self._tracker.log({**line, **measures, **slow.line(self._warn)})
         self._cover()
 

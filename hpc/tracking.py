@@ -9,7 +9,7 @@ from __future__ import annotations
 import netrc
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +18,7 @@ from urllib.parse import urlparse
 
 from hpc.config import option
 from hpc.errors import UserError
+from hpc.lineage import Artifact
 from hpc.run_dir import MetricsWriter, RunDir
 from hpc.wandb_mirror import WandbMirror
 
@@ -66,6 +67,7 @@ class TrackingConfig:
     group: str = option("", "W&B group, such as a sweep's name.")
     job_type: str = option("", "W&B job type; empty: pretrain, finetune, ...")
     parent: str = option("", "Run directory of the run that this one follows, such as its pretraining's; W&B links it.")
+    upload_checkpoints: bool = option(False, "Send the files of the last checkpoint of each start to W&B; else names.")
 
 
 def parent_run(tracking: TrackingConfig) -> dict[str, str]:
@@ -92,6 +94,8 @@ class Tracker:
         job_type: W&B job type.
         first_step: steps that the checkpoint holds which this start goes on from.
         config: what W&B shows as the run's configuration.
+        inputs: gives the artifacts that the run is made from, such as its store; called only where W&B is told.
+        upload: send the files of the last checkpoint of each start, and not their names and hashes alone.
     """
 
     def __init__(
@@ -106,6 +110,8 @@ class Tracker:
         job_type: str = "",
         first_step: int = 0,
         config: Mapping[str, Any] | None = None,
+        inputs: Callable[[], Iterable[Artifact]] | None = None,
+        upload: bool = False,
     ) -> None:
         self.mode = resolve_mode(mode)
         self._mirror: WandbMirror | None = None
@@ -116,6 +122,7 @@ class Tracker:
         self._writer = MetricsWriter(run_dir.metrics_path)
         if self.mode != "disabled":
             wanted = {"project": project, "name": name, "group": group, "job_type": job_type, "config": config}
+            wanted |= {"inputs": inputs, "upload": upload}
             self._start(run_dir, first_step, wanted)
 
     def _start(self, run_dir: RunDir, first_step: int, wanted: Mapping[str, Any]) -> None:

@@ -18,6 +18,8 @@ class WandbServer:
         files: (run id, name) -> bytes.
         upserts: run id -> the variables of each upsert.
         views: the variables of each dashboard that was saved.
+        artifacts: id -> what the client said of each artifact; equal digests of one name are one, as W&B has it.
+        made, used: (run id, artifact id), in the order of the requests.
         broken: while it is set, every request is answered with status 500.
     """
 
@@ -26,6 +28,7 @@ class WandbServer:
         self.files = {}
         self.upserts = defaultdict(list)
         self.views = []
+        self.artifacts, self.made, self.used = {}, [], []
         self.broken = False
         server = self
 
@@ -84,8 +87,48 @@ class WandbServer:
             self.views.append(variables)
             view = {"id": "v", "name": variables["name"], "type": variables["type"], "spec": variables["spec"]}
             return {"upsertView": {"view": {"displayName": variables["displayName"], **view}, "inserted": True}}
+        if operation.endswith(("Artifact", "ArtifactManifest", "ArtifactFiles")):
+            return self._artifact(operation, variables)
         if operation in ("Viewer", "ServerInfo", "GetDefaultEntity"):
             return {"viewer": {"id": "u", "entity": "lab", "username": "lab", "flags": "{}", "teams": {"edges": []}}}
+        return {}
+
+    def _artifact(self, operation, variables):
+        """What artifacts take: each is created, gets a manifest and perhaps files, and is committed."""
+        told = variables.get("input") or variables
+        if operation == "CreateArtifact":
+            names = [name for name in told if name.startswith("artifactCollectionName")]
+            key = f"{told[names[0]]}:{told['digest']}"
+            known = key in self.artifacts and self.artifacts[key]["committed"]
+            self.artifacts.setdefault(key, {**told, "name": told[names[0]], "manifest": None, "committed": False})
+            self.made.append((told["runName"], key))
+            state = "COMMITTED" if known else "PENDING"
+            return {"createArtifact": {"artifact": {"id": key, "state": state, "artifactSequence": {}}}}
+        if operation in ("CreateArtifactManifest", "UpdateArtifactManifest"):
+            key = told.get("artifactID") or told["artifactManifestID"]
+            file = {"id": "f", "uploadUrl": f"{self.url}/put/manifests/{key}", "uploadHeaders": []}
+            name = operation[0].lower() + operation[1:]
+            return {name: {"artifactManifest": {"id": key, "file": file}}}
+        if operation == "CreateArtifactFiles":
+            names = [(one["artifactID"], one["name"]) for one in told["artifactFiles"]]
+            nodes = [
+                {
+                    "storagePath": name,
+                    "uploadUrl": f"{self.url}/put/artifacts/{key}/{name}",
+                    "uploadHeaders": [],
+                    "uploadMultipartUrls": None,
+                    "artifact": {"id": key},
+                }
+                for key, name in names
+            ]
+            return {"createArtifactFiles": {"files": {"edges": [{"node": node} for node in nodes]}}}
+        if operation == "CommitArtifact":
+            one = self.artifacts[told["artifactID"]]
+            one["committed"] = True
+            return {"commitArtifact": {"artifact": {"id": told["artifactID"], "digest": one["digest"]}}}
+        if operation == "UseArtifact":
+            self.used.append((told["runName"], told["artifactID"]))
+            return {"useArtifact": {"artifact": {"id": told["artifactID"]}}}
         return {}
 
     def _bucket(self, run, variables):

@@ -24,6 +24,8 @@ class LARS(TrustRatioOptimizer):
     They differ where the learning rate changes. ``q`` is 1 where a norm is 0 and in groups with ``"adapt": False``.
     """
 
+    _coefficient = "trust_coefficient"
+
     def __init__(
         self,
         params: Iterable[Any],

@@ -50,9 +50,24 @@ class TrustRatioOptimizer(torch.optim.Optimizer):
 
     _process_group: Any = None
     _SHARDS = "pieces"
+    _coefficient = ""
 
     def __init__(self, params: Iterable[Any], defaults: dict[str, Any]) -> None:
         super().__init__(params, {"adapt": True, **defaults})
+        self._last: dict[int, Tensor] = {}
+
+    def trust_ratios(self) -> dict[str, float]:
+        """``trust_ratio_min``, ``_median`` and ``_max`` of the last step over the parameters that adapt.
+
+        A ratio is what multiplies a parameter's update, LARS's coefficient included. Empty before the first step, and
+        where nothing adapts; the same on all ranks.
+        """
+        if not self._last:
+            return {}
+        scales = [self.param_groups[i].get(self._coefficient, 1.0) for i in self._last]
+        every = torch.cat([ratios * scale for ratios, scale in zip(self._last.values(), scales, strict=True)])
+        found = torch.stack([every.min(), every.median(), every.max()]).tolist()
+        return dict(zip(("trust_ratio_min", "trust_ratio_median", "trust_ratio_max"), found, strict=True))
 
     def shard(self, groups: list[GroupSegments], process_group: Any) -> None:
         """Say what the flat tensors hold that ZeRO put in the place of the parameters.
@@ -97,4 +112,5 @@ class TrustRatioOptimizer(torch.optim.Optimizer):
             dist.all_reduce(squares, group=self._process_group)
         weights, steps = squares.sqrt()
         ratios = torch.where((weights > 0) & (steps > 0), weights / steps, 1.0)
+        self._last[next(i for i, one in enumerate(self.param_groups) if one is group)] = ratios
         return [ratios[owner] for owner in pieces.owners]

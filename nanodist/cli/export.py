@@ -41,7 +41,9 @@ def run(args: argparse.Namespace) -> int:
         )
     wanted = [name.strip() for name in args.format.split(",") if name.strip()]
     if kind == "classification":
-        return _classifier(args, wanted or ["onnx"])
+        code = _classifier(args, wanted or ["onnx"])
+        _trace(args)
+        return code
     wanted = wanted or ["timm"]
     from nanodist.encoders import load_encoder
     from nanodist.export.folder import export, require
@@ -53,7 +55,17 @@ def run(args: argparse.Namespace) -> int:
     if "timm" in wanted:
         print(f'load it with: timm.create_model("local-dir:{args.to}", pretrained=True)')
     print(f"{args.to / 'README.md'} has the code for {', '.join(TITLES[name] for name in FORMATS if name in wanted)}")
+    _trace(args)
     return 0
+
+
+def _trace(args: argparse.Namespace) -> None:
+    """In W&B the export becomes an output of the run, where W&B has the run."""
+    from hpc.lineage import of_folder
+    from hpc.wandb_after import tell
+
+    stage = args.run / "pair"  # of a PairVAE, whose last stage is what was exported
+    tell(stage if (stage / "run.json").is_file() else args.run, lambda: [of_folder(args.to)])
 
 
 def _show(to: Path, parity: Mapping[str, Any], answers: str) -> None:

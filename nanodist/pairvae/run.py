@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from hpc import atomic, batch_norm
+from hpc import atomic, batch_norm, lineage
 from hpc import config as recipes
 from hpc.checkpoint.files import latest_checkpoint, read_state, read_tensors
 from hpc.collectives import Group
@@ -146,7 +146,12 @@ def _train_stage(
     fingerprint, of = of_stage(what, stage)
     run, plan = RunDir(path / stage), make_plan(recipe, stage, data)
     prepare_run_dir(recipe, topology, run, fingerprint, of)
-    begun = Start(run, fingerprint, topology, device, world, {"nanodist": __version__}, preemption, "pairvae")
+
+    def inputs() -> list[lineage.Artifact]:
+        before = lineage.newest_checkpoint(path / "solo") if stage == "pair" else None
+        return [*lineage.of_data(data.store), *([before] if before is not None else [])]
+
+    begun = Start(run, fingerprint, topology, device, world, {"nanodist": __version__}, preemption, "pairvae", inputs)
 
     def announce(state: TrainState) -> None:
         where = f"continuing after step {state.step}" if state.step else "from the start"

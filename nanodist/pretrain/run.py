@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from hpc import batch_norm
+from hpc import batch_norm, lineage
 from hpc.collectives import Group
 from hpc.engine import running
 from hpc.errors import UserError
@@ -96,7 +96,11 @@ def _run(
         _announce(recipe, store, topology, device, run.path, state, plan)
         write_view_sheet(store, recipe.views, recipe.seed, run.report / "views.png")
 
-    begun = Start(run, fingerprint, topology, device, world, {"nanodist": __version__}, preemption, "pretrain")
+    def inputs() -> list[lineage.Artifact]:
+        before = lineage.of_source(recipe.init_from) if recipe.init_from else None
+        return [*lineage.of_data(store), *([before] if before is not None else [])]
+
+    begun = Start(run, fingerprint, topology, device, world, {"nanodist": __version__}, preemption, "pretrain", inputs)
     run_task(recipe, task, plan, begun, task.micro_batches, announce)
     return run.path
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from hpc import batch_norm
+from hpc import batch_norm, lineage
 from hpc.checkpoint.files import read_tensors
 from hpc.engine import running
 from hpc.errors import UserError
@@ -90,7 +90,12 @@ def _run(
     task = _task_type(recipe)(recipe, labels, topology, device, layout, world, micro_batches)
     prepare_run_dir(recipe, topology, run, *identity)
     plan = make_plan(recipe, labels)
-    begun = Start(run, identity[0], topology, device, world, {"nanodist": __version__}, preemption, "finetune")
+
+    def inputs() -> list[lineage.Artifact]:
+        before = lineage.of_source(recipe.encoder.source)
+        return [*lineage.of_data(*(part.store for part in labels.dataset.parts)), *([before] if before else [])]
+
+    begun = Start(run, identity[0], topology, device, world, {"nanodist": __version__}, preemption, "finetune", inputs)
     scales = learning_rate_scales(recipe, task.module)
 
     def announce(state: TrainState) -> None:
