@@ -21,6 +21,7 @@ from PIL import Image
 ENCODINGS = ("tif", "raw", "png", "jpg")
 # Endings of members that hold an image, as other writers name them.
 IMAGE_SUFFIXES = ("tif", "tiff", "pgm", "npy", "png", "jpg", "jpeg")
+RAW_SUFFIXES = ("pgm", "npy")
 _ZSTD_LEVEL = 9
 _JPEG_QUALITY = 95
 _MAX_PIXELS = 2**29
@@ -48,7 +49,7 @@ def encode(tile: Pixels, encoding: str) -> bytes:
     if encoding == "tif":
         return _encode_tiff(tile)
     if encoding == "raw":
-        return _raw_header(*tile.shape, 8 * tile.dtype.itemsize) + tile.tobytes()
+        return raw_header(*tile.shape, 8 * tile.dtype.itemsize) + tile.tobytes()
     if encoding == "jpg" and tile.dtype != np.uint8:
         raise ValueError("JPEG holds 8 bits a pixel and not 16")
     buffer = io.BytesIO()
@@ -77,7 +78,7 @@ def decode_into(data: bytes | memoryview, suffix: str, out: Pixels) -> None:
     height, width = out.shape
     depth = 8 * out.dtype.itemsize
     # What nanodist itself wrote begins with bytes that are known.
-    if suffix in ("pgm", "npy") and _is_raw(data, height, width, depth):
+    if suffix in RAW_SUFFIXES and _is_raw(data, height, width, depth):
         start = len(data) - out.nbytes
         out.reshape(-1).view(np.uint8)[:] = np.frombuffer(data, np.uint8, offset=start)
         return
@@ -141,7 +142,8 @@ def _imagecodecs() -> Any:
 
 
 @lru_cache(64)
-def _raw_header(height: int, width: int, depth: int) -> bytes:
+def raw_header(height: int, width: int, depth: int) -> bytes:
+    """What stands before the pixels of a raw tile; they fill the rest of the member, as they lie in memory."""
     if depth == 8:
         return f"P5\n{width} {height}\n255\n".encode()
     buffer = io.BytesIO()
@@ -151,7 +153,7 @@ def _raw_header(height: int, width: int, depth: int) -> bytes:
 
 
 def _is_raw(data: bytes | memoryview, height: int, width: int, depth: int) -> bool:
-    head = _raw_header(height, width, depth)
+    head = raw_header(height, width, depth)
     return len(data) == len(head) + height * width * depth // 8 and data[: len(head)] == head
 
 
