@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from hpc import config
 from hpc.config import option, parse_yaml
@@ -104,6 +104,7 @@ class ProbeRecipe:
     test_store: str = option("", "Store that is the whole test set; empty: a share of store.", how=True)
     labels_per_class: str = option("1,2,4,8,16,32,80", "Numbers of labels a class.")
     seeds: int = option(5, "Label draws at each budget.", low=1)
+    split: Literal["share", "leave-one-group-out"] = option("share", "What is held out.")
     splits: int = option(3, "Splits by micrograph.", low=1)
     test_share: float = option(0.3, "Share of each class's micrographs in the test.", low=0.01, high=0.99)
     baselines: str = option("none", "Which of random,texture to measure beside it.")

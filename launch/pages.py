@@ -49,7 +49,7 @@ def pipeline_page(pipeline: Pipeline) -> Path:
 
 
 def sweep_page(folder: SweepFolder, found: dict[str, Any]) -> Path:
-    """The page of one sweep beside its table."""
+    """The page of one sweep beside its table, and the file that ``nanodist report`` reads."""
     from nanodist.report.sweep_page import write_sweep_page
 
     result = {
@@ -60,6 +60,7 @@ def sweep_page(folder: SweepFolder, found: dict[str, Any]) -> Path:
         "cost": [cost.of_sweep(folder.name, folder).row()],
         "reproduce": {"code": _codes(folder.path / "submitit")},
     }
+    atomic.write_json(folder.path / RESULT_FILE, result)
     return write_sweep_page(result, folder.path / "sweep.html")
 
 

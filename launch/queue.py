@@ -193,7 +193,8 @@ def queued() -> frozenset[str]:
         try:
             said = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
         except (OSError, subprocess.SubprocessError) as error:
-            raise UserError(f"squeue cannot be asked which jobs are in the queue: {error}") from None
+            words = ((getattr(error, "stderr", None) or "").strip() or str(error)).splitlines()[-1]
+            raise UserError(f"squeue cannot be asked which jobs are in the queue: {words}") from None
         rows = [line.split() for line in said.splitlines() if line.strip()]
         _asked = (time.monotonic(), frozenset(name for row in rows for name in (row[0], row[1])))
     return _asked[1] or frozenset()

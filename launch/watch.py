@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hpc.errors import UserError
 from launch.collect import state_of
 from launch.queue import active_jobs, is_in_queue
 from launch.records import Record, SweepFolder, read_lines
@@ -115,13 +116,17 @@ def watch(folders: Sequence[SweepFolder], every_s: float, pipeline: Path | None 
     with Live(_drawn(looks, begun), auto_refresh=False) as live:
         while any(look.busy() for look in looks) or any(state != "over" for state in begun.values()):
             time.sleep(every_s)
-            looks = [Look.at(folder) for folder in folders]
-            begun = {} if pipeline is None else steps(pipeline)
-            live.update(_drawn(looks, begun), refresh=True)
+            trouble = ""
+            try:
+                looks = [Look.at(folder) for folder in folders]
+                begun = {} if pipeline is None else steps(pipeline)
+            except UserError as error:  # a busy controller does not answer; the jobs go on meanwhile
+                trouble = f"as it was before {time.strftime('%H:%M:%S')}: {error}"
+            live.update(_drawn(looks, begun, trouble), refresh=True)
 
 
-def _drawn(looks: Sequence[Look], begun: dict[str, str]) -> Group:
-    """One table with a row a sweep, and under it what went wrong."""
+def _drawn(looks: Sequence[Look], begun: dict[str, str], trouble: str = "") -> Group:
+    """One table with a row a sweep, and under it what went wrong, also with the looking itself."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -139,5 +144,6 @@ def _drawn(looks: Sequence[Look], begun: dict[str, str]) -> Group:
         times = ["" if value is None else duration(value) for value in (each, left)]
         table.add_row(look.folder.name, str(counts.total()), *shown, *times)
         lines += _some(look.bad())
+    lines += [trouble] if trouble else []
     # What a job said is text, and no markup of ours.
     return Group(table, Text("\n".join(lines)))

@@ -1,4 +1,5 @@
 import pickle
+import sys
 
 import pytest
 
@@ -75,6 +76,13 @@ def test_a_module_name_cannot_run_a_command(site):
         "module load 'python/3.11; touch /tmp/owned'",
         "source ~/venv/bin/activate",
     ]
+
+
+def test_a_container_starts_python_on_the_cluster_and_nowhere_else():
+    words = ("apptainer", "exec", "--nv", "my image.sif; rm x", "python3")
+    resources = SlurmResources(container=words)
+    assert resources.python("slurm") == "apptainer exec --nv 'my image.sif; rm x' python3"
+    assert resources.python("local") == SlurmResources().python("local") and sys.executable in resources.python("local")
 
 
 def test_a_pretrain_job_is_the_command_line_and_can_be_pickled():

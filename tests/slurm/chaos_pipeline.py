@@ -70,8 +70,18 @@ def write(out: Path, name: str, steps: int, seeds: int, masks: bool = True) -> P
     pretrain = {"recipe": "pre.yaml", "overrides": {**shared, "train.steps": steps}}
     document = {"name": name, "pretrain": pretrain, "sweeps": sweeps}
     (out / f"{name}.yaml").write_text(json.dumps(document))
-    (out / "pipeline-site.yaml").write_text(json.dumps({"partition": "normal", "mem_gb": 2.9, "time_min": 60}))
+    site = {"partition": "normal", "mem_gb": 2.9, "time_min": 60, "container": _container(out)}
+    (out / "pipeline-site.yaml").write_text(json.dumps(site))
     return out / "pipelines" / name
+
+
+def _container(out: Path) -> list[str]:
+    """Words of a site's ``container``: what starts Python with mounts of its own, and notes the job that it is in."""
+    script = out / "in container"
+    lines = ("#!/bin/sh", 'echo "$SLURM_JOB_ID" >> "$(dirname "$0")/contained"', 'exec unshare --mount -- "$@"')
+    script.write_text("\n".join(lines) + "\n")
+    script.chmod(0o755)
+    return [str(script), sys.executable]
 
 
 def launch(cluster: Cluster, out: Path, *arguments: str) -> str:
@@ -114,6 +124,7 @@ def pipeline(cluster: Cluster, out: Path, preempt: bool = True, compare: bool = 
         )
     )
     rows.append(_features(SweepFolder(home / "sweeps" / "probe")))
+    rows.append(_contained(out, steps))
     before = (home / "report.html").stat().st_mtime_ns
     last = launch(cluster, out, "pipeline", *site)
     untouched = (home / "report.html").stat().st_mtime_ns == before and last.startswith("all is done")
@@ -151,6 +162,13 @@ def _wait(cluster: Cluster, home: Path) -> None:
     if not until((home / "report.html").exists, 900, every_s=0.5):
         logs = "\n".join(path.read_text()[-1500:] for path in sorted(home.rglob("*_log.err")))
         raise ClusterError(f"no page came: {cluster.run(['squeue']).stdout}\n{logs[-6000:]}")
+
+
+def _contained(out: Path, steps: dict[str, str]) -> Row:
+    """Every job of the pipeline ran in the site's container."""
+    inside = set((out / "contained").read_text().split())
+    apart = sorted(name for name, job in steps.items() if job not in inside)
+    return Row("all of it runs in the site's container", f"{len(inside)} jobs; not {apart}", not apart)
 
 
 def _features(folder: SweepFolder) -> Row:
