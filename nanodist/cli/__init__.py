@@ -23,6 +23,7 @@ COMMANDS = {
     "views": "Draw the augmented views that a recipe makes of a store's samples.",
     "finetune": "Fine-tune an encoder on a handful of labels or masks, and test it on unseen micrographs.",
     "predict": "Predict classes or masks of micrographs with a fine-tuned encoder.",
+    "compare": "Compare fine-tunings over the number of labels, with intervals and paired differences.",
     "probe": "Measure a frozen encoder by kNN and a linear probe over the number of labels.",
     "pairvae": "Train on pairs of SAXS patterns and SEM images, and make each from the other.",
     "suggest": "Name the micrographs that are worth labelling next.",

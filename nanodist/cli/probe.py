@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from nanodist.encoders import Encoder, EncoderSpec
 
 BASELINES = ("random", "texture")
+SHARE, LEAVE_ONE_OUT = "share", "leave-one-group-out"
 NOTES = (
     "Settings are chosen on all labels of validation micrographs taken from the training ones (validation_samples); "
     "these labels are used at every budget beside the labels drawn.",
@@ -45,6 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--labels-per-class", default="1,2,4,8,16,32,80", help="Numbers of labels a class; 'all' is always added."
     )
     parser.add_argument("--seeds", type=int, default=5, help="Number of label draws at each budget.")
+    parser.add_argument(
+        "--split",
+        choices=(SHARE, LEAVE_ONE_OUT),
+        default=SHARE,
+        help="Hold out a share of the micrographs, or each group (specimen) in turn where a class has too few of them.",
+    )
     parser.add_argument("--splits", type=int, default=3, help="Number of splits by micrograph (one with --test-store).")
     parser.add_argument("--test-share", type=float, default=0.3, help="Share of each class's micrographs in the test.")
     parser.add_argument("--baselines", default="random,texture", help="Which of random,texture to measure; or 'none'.")
@@ -79,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     if args.embed_only:
         gather(args, dataset)
         return 0
-    plans = make_plans(dataset, protocol, args.splits, args.test_share)
+    plans = make_plans(dataset, protocol, args.splits, args.test_share, args.split == LEAVE_ONE_OUT)
     sources = gather(args, dataset)
     scored = score(dataset, sources, plans, protocol)
     print(write(args, dataset, plans, protocol, scored))
@@ -97,6 +104,8 @@ def _check(args: argparse.Namespace) -> None:
     unknown = [name for name in _baselines(args) if name not in BASELINES]
     if unknown:
         raise UserError(f"--baselines: '{unknown[0]}' does not exist; allowed: {', '.join(BASELINES)} or none")
+    if args.split == LEAVE_ONE_OUT and args.test_store:
+        raise UserError(f"--split {LEAVE_ONE_OUT} makes its own test sets: leave --test-store out")
     if args.out.exists() and not args.out.is_dir():
         raise UserError(f"--out {args.out} is a file; give a folder")
 
@@ -105,17 +114,31 @@ def _baselines(args: argparse.Namespace) -> list[str]:
     return [] if args.baselines == "none" else [name.strip() for name in args.baselines.split(",")]
 
 
-def make_plans(dataset: Dataset, protocol: Protocol, splits: int, test_share: float) -> list[Plan]:
-    """The splits with their label draws; one split where the test store is the test set."""
+def make_plans(
+    dataset: Dataset, protocol: Protocol, splits: int, test_share: float, leave_one_out: bool = False
+) -> list[Plan]:
+    """The splits with their label draws; one split where the test store is the test set.
+
+    Args:
+        dataset: labelled samples.
+        protocol: what is drawn.
+        splits: number of splits by micrograph.
+        test_share: share of each class's micrographs in the test.
+        leave_one_out: a fold for each micrograph, in place of these.
+    """
     import numpy as np
 
     from nanodist.downstream.labels import check_splittable, without
-    from nanodist.downstream.probe import Split, plan_split, split_within
+    from nanodist.downstream.probe import Split, leave_one_group_out, plan_split, split_within
 
     every = np.arange(len(dataset.targets.y))
     if dataset.fixed_test is None:
         check_splittable(dataset.targets, every, f"store {dataset.test_store.path}")
-        found = [split_within(dataset.targets, test_share, protocol.seed, number) for number in range(splits)]
+        found = (
+            leave_one_group_out(dataset.targets)
+            if leave_one_out
+            else [split_within(dataset.targets, test_share, protocol.seed, number) for number in range(splits)]
+        )
     else:
         found = [Split(0, without(every, dataset.fixed_test), dataset.fixed_test)]
     return [plan_split(dataset.targets, split, protocol) for split in found]
@@ -219,7 +242,8 @@ def write(
     from nanodist.downstream import scores
     from nanodist.downstream.features import write_npz
 
-    targets = dataset.targets
+    targets, folds = dataset.targets, args.split == LEAVE_ONE_OUT
+    tested = np.unique(np.concatenate([plan.split.test for plan in plans]))
     comparison = scores.Comparison(scored, targets, protocol, args.resamples, args.level)
     summary = comparison.summary()
     rows = [scores.tidy_row(one, targets) for one in scored]
@@ -228,24 +252,30 @@ def write(
         "store": {"name": dataset.parts[0].store.path.name, "manifest_hash": dataset.parts[0].store.manifest_hash},
         "test_store": {"name": dataset.test_store.path.name, "manifest_hash": dataset.test_store.manifest_hash},
         "transductive": _any(row["transductive"] for row in summary),
-        "chance": 1.0 / len(np.unique(targets.y[plans[0].split.test])),
+        "chance": 1.0 / len(np.unique(targets.y[tested])),
         "classes": list(targets.classes),
         "samples": len(targets.y),
         "unlabelled_samples_left_out": dataset.unlabelled,
         "micrographs": len(targets.group_names),
         "level": args.level,
-        "protocol": {**dataclasses.asdict(protocol), "test_share": args.test_share, "splits": len(plans)},
+        "protocol": {
+            **dataclasses.asdict(protocol),
+            "split": args.split,
+            "test_share": None if folds else args.test_share,
+            "splits": len(plans),
+        },
         "notes": list(NOTES),
         "versions": _versions(),
         "summary": summary,
         "differences": comparison.differences(),
         "splits": list(scores.split_rows(plans, targets)),
+        "folds": scores.fold_rows(scored, targets) if folds else [],
         "draws": list(scores.draw_rows(plans, targets)),
         "confusion": scores.confusions(scored, targets),
         "rows": rows,
     }
     args.out.mkdir(parents=True, exist_ok=True)
-    test, first = plans[0].split.test, scored[0].source
+    test, first = tested if folds else plans[0].split.test, scored[0].source
     write_npz(
         args.out / "embedding.npz",
         features=first.features[test],
@@ -268,12 +298,24 @@ def _text(document: dict[str, Any], summary: list[dict[str, Any]], args: argpars
         table(summary),
         f"settings were chosen on {min(used)} to {max(used)} labelled samples of training micrographs a split",
     ]
+    lines += _fold_lines(document["folds"])
     flags = {row["transductive"] for row in summary}
     lines += ["* pretraining saw the test micrographs, without labels"] if True in flags else []
     lines += ["? not known whether pretraining saw the test micrographs"] if None in flags else []
     reasons = {row["labels_per_class"]: row["reason"] for row in summary if row["reason"]}
     lines += [f"{budget} labels: {reason}" for budget, reason in reasons.items()]
     return "\n".join([*lines, f"{args.out / 'scores.json'}"])
+
+
+def _fold_lines(folds: Sequence[dict[str, Any]]) -> list[str]:
+    """A line for each fold: what was left out, and the share of it that a linear probe on all labels has right."""
+    lines: dict[str, str] = {}
+    for row in folds:
+        if row["method"] == "linear" and row["labels_per_class"] == "all":
+            what = f"{', '.join(row['groups'])} ({', '.join(row['classes'])}, {row['test_samples']} samples)"
+            lines[what] = f"{lines.get(what, '')}{',' if what in lines else ''} {row['encoder']} {row['right']:.2f}"
+    head = "left out in turn, and the share of it that is right (linear, all labels):"
+    return [head, *(f"  {what}:{said}" for what, said in lines.items())] if lines else []
 
 
 def _any(flags: Iterable[bool | None]) -> bool | None:

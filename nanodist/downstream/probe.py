@@ -122,6 +122,13 @@ def split_within(targets: Targets, share: float, seed: int, number: int) -> Spli
     return Split(number, without(every, test), test)
 
 
+def leave_one_group_out(targets: Targets) -> list[Split]:
+    """A split for each micrograph (or specimen), which is the test by itself, in the order of their names."""
+    every = np.arange(len(targets.y))
+    tests = (np.flatnonzero(targets.groups == group) for group in np.unique(targets.groups))
+    return [Split(number, without(every, test), test) for number, test in enumerate(tests)]
+
+
 def plan_split(targets: Targets, split: Split, protocol: Protocol) -> Plan:
     """Draw the labels and the validation rounds of a split."""
     draws = []
@@ -200,9 +207,10 @@ class Prober:
     def choose(self, method: str, budget: Budget) -> tuple[Setting, float | None]:
         """The best setting for a budget on the validation micrographs, and its mean balanced accuracy there.
 
-        Where no class has a micrograph to spare: standardised with C = 1 or k = 1, and ``None``.
+        Where fewer than two classes have a micrograph to spare: standardised with C = 1 or k = 1, and ``None``; a
+        validation part of one class would choose what always answers that class.
         """
-        rounds = [r for r in self._plan.rounds if len(r.validation)]
+        rounds = [r for r in self._plan.rounds if len(np.unique(self._targets.y[r.validation])) > 1]
         if not rounds:
             return (TRANSFORMS[0], 1.0), None
         fewest = min(len(first(r.orders, budget)) for r in rounds)

@@ -52,8 +52,11 @@ def tidy_row(scored: Scored, targets: Targets) -> Row:
         "reason": blank_reason(draw.short) if draw.short else "",
     }
     if outcome.predicted is not None and outcome.setting is not None:
-        confusion = confusion_matrix(targets.y[plan.split.test], outcome.predicted, len(targets.classes))
-        row.update(balanced_accuracy=balanced_accuracy(confusion), macro_f1=macro_f1(confusion))
+        truth = targets.y[plan.split.test]
+        confusion = confusion_matrix(truth, outcome.predicted, len(targets.classes))
+        # A fold of one class says nothing of precision; the F1 of all folds stands beside their confusion matrix.
+        f1 = macro_f1(confusion) if len(np.unique(truth)) > 1 else None
+        row.update(balanced_accuracy=balanced_accuracy(confusion), macro_f1=f1)
         row.update(accuracy=accuracy(confusion), transform=outcome.setting[0], parameter=outcome.setting[1])
     return row
 
@@ -204,7 +207,8 @@ def _bounds(found: Interval | None) -> Row:
 
 
 def confusions(scored: Sequence[Scored], targets: Targets) -> list[Row]:
-    """Confusion counts (true class by row) of each encoder, method and budget, summed over splits and seeds."""
+    """Confusion counts (true class by row) and their macro F1 of each encoder, method and budget, summed over splits
+    and seeds."""
     sums: dict[Curve, np.ndarray] = {}
     for one in scored:
         if one.outcome.predicted is not None:
@@ -212,7 +216,34 @@ def confusions(scored: Sequence[Scored], targets: Targets) -> list[Row]:
             truth = targets.y[one.plan.split.test]
             sums[key] = sums.get(key, 0) + confusion_matrix(truth, one.outcome.predicted, len(targets.classes))
     names = ("encoder", "method", "labels_per_class")
-    return [{**dict(zip(names, key, strict=True)), "counts": m.tolist()} for key, m in sums.items()]
+    return [
+        {**dict(zip(names, key, strict=True)), "macro_f1": macro_f1(m), "counts": m.tolist()} for key, m in sums.items()
+    ]
+
+
+def fold_rows(scored: Sequence[Scored], targets: Targets) -> list[Row]:
+    """Of each fold: its test groups and classes, and the share that each encoder, method and budget has right in them.
+
+    The share is a mean over encoder seeds and label draws.
+    """
+    shares: dict[tuple[int, str, str, Budget], list[float]] = {}
+    for one in scored:
+        if one.outcome.predicted is not None:
+            key = (one.plan.split.seed, one.source.name, one.outcome.method, one.outcome.draw.budget)
+            right = one.outcome.predicted == targets.y[one.plan.split.test]
+            shares.setdefault(key, []).append(float(right.mean()))
+    tests = {one.plan.split.seed: one.plan.split.test for one in scored}
+    return [
+        {
+            "fold": fold,
+            "groups": [targets.group_names[g] for g in np.unique(targets.groups[tests[fold]])],
+            "classes": [targets.classes[c] for c in np.unique(targets.y[tests[fold]])],
+            "test_samples": len(tests[fold]),
+            **dict(zip(("encoder", "method", "labels_per_class"), key, strict=True)),
+            "right": float(np.mean(values)),
+        }
+        for (fold, *key), values in sorted(shares.items(), key=lambda item: item[0][0])
+    ]
 
 
 def to_json(scores: dict[str, Any]) -> str:

@@ -34,7 +34,7 @@ def scores(probes: Sequence[Probe], found: Sequence[Curve]) -> str:
         return section("scores", "Accuracy of the frozen features", missing(NO_PROBE))
     if not found:
         return section("scores", "Accuracy of the frozen features", missing("The probe's scores.json has no summary."))
-    gains = "".join(_differences(probe) for probe in probes)
+    gains = "".join(_differences(probe) + _folds(probe) for probe in probes)
     remarks = "".join(_remarks(probe) for probe in probes)
     return section("scores", "Accuracy of the frozen features", _cards(found) + _score_table(found) + gains + remarks)
 
@@ -160,6 +160,23 @@ def _gain(row: dict[str, Any] | None) -> Markup:
     return Markup(
         f'<span{mark}>{row["mean"]:+.3f}</span><span class="interval">{interval}</span>'.replace("-0.", "\u22120.")
     )
+
+
+def _folds(probe: Probe) -> str:
+    """What each fold left out, and how much of it was right, where each group was the test in turn."""
+    shares: dict[tuple[str, str], dict[str, float]] = {}
+    for row in probe.records("folds"):
+        if row.get("method") == "linear" and row.get("labels_per_class") == "all":
+            what = f"{', '.join(row['groups'])} ({row['test_samples']})", ", ".join(row["classes"])
+            shares.setdefault(what, {})[str(row["encoder"])] = float(row["right"])
+    if not shares:
+        return ""
+    names = list(dict.fromkeys(name for each in shares.values() for name in each))
+    rows = [
+        (*what, *(f"{each[name]:.2f}" if name in each else "\u2013" for name in names)) for what, each in shares.items()
+    ]
+    caption = "Share that a linear probe on all labels has right in each group that was left out (samples in brackets)."
+    return table(["left out", "class", *names], rows, caption, label_columns=2)
 
 
 def _remarks(probe: Probe) -> str:

@@ -14,7 +14,7 @@ from PIL import Image
 from nanodist.cli import main
 from nanodist.downstream.features import FeatureSet, transductive
 from nanodist.downstream.labels import encode
-from nanodist.downstream.probe import Prober, Protocol, plan_split, split_within
+from nanodist.downstream.probe import Prober, Protocol, leave_one_group_out, plan_split, split_within
 
 DATA = Path(os.environ.get("NANODIST_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
 
@@ -160,9 +160,42 @@ def test_a_test_store_is_the_whole_test_and_names_make_encoder_seeds(place: Path
     assert {e for e, _, _ in summary} == {"pair", "texture"}
 
 
+def test_each_micrograph_is_left_out_in_turn(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    options = ["--split", "leave-one-group-out", "--labels-per-class", "2", "--baselines", "texture", "--seeds", "1"]
+    assert probe(place, out, *options) == 0
+    scores = json.loads((out / "scores.json").read_text())
+    assert [split["test_groups"] for split in scores["splits"]] == [[f"m{c}-{m}"] for c in range(3) for m in range(4)]
+    assert scores["chance"] == pytest.approx(1 / 3) and scores["protocol"]["splits"] == 12
+    folds = [f for f in scores["folds"] if (f["encoder"], f["method"], f["labels_per_class"]) == ("texture", "knn", 2)]
+    assert [f["classes"] for f in folds] == [[f"class{c}"] for c in range(3) for _ in range(4)]
+    assert all(f["test_samples"] == 4 for f in folds)
+    summary = {_curve(s): s for s in scores["summary"]}["texture", "knn", 2]
+    assert summary["mean"] == pytest.approx(np.mean([f["right"] for f in folds]), abs=1e-5)
+    assert summary["test_micrographs"] == 12
+    said = capsys.readouterr().out
+    assert "m2-3 (class2, 4 samples): tiny" in said and "left out in turn" in said
+
+
+def test_settings_are_not_chosen_where_only_one_class_has_a_micrograph_to_spare() -> None:
+    """Of two specimens of a class one is left out, so that the rest can validate the other class only."""
+    groups = np.repeat(np.arange(7), 6)
+    targets = encode(["rod" if g < 2 else "sphere" for g in groups], [f"s{g}" for g in groups])
+    features = np.random.default_rng(0).normal(size=(42, 5)) + 3.0 * (groups < 2)[:, None]
+    protocol = Protocol((2, "all"), seeds=1)
+    found = []
+    for split in leave_one_group_out(targets):
+        assert len(np.unique(targets.groups[split.test])) == 1
+        assert not set(targets.groups[split.test]) & set(targets.groups[split.train])
+        outcomes = Prober(features, targets, plan_split(targets, split, protocol), protocol).outcomes()
+        found.append({outcome.validation_score is None for outcome in outcomes})
+    assert found == [{True}] * 2 + [{False}] * 5
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--split", "leave-one-group-out", "--test-store", "{place}/test-store"], "makes its own test sets"),
         (["--labels-per-class", "1,two"], "'two' is not a whole number"),
         (["--baselines", "imagenet"], "'imagenet' does not exist"),
         (["--test-share", "1.5"], "--test-share is 1.5"),

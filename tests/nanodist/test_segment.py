@@ -207,6 +207,12 @@ def test_a_run_from_masks_to_masks(store, tmp_path, capsys):
     scores = json.loads((tmp_path / "run" / "scores.json").read_text())
     dice = next(row for row in scores["rows"] if (row["metric"], row["class"]) == ("dice", 255))
     assert dice["low"] <= dice["mean"] <= dice["high"] and dice["n_test"] == dice["images"] == 4
+    assert (dice["tuned"], dice["draw_seed"], dice["seed"]) == ("all", 0, 0)
+    assert main(["compare", str(tmp_path / "run"), "--out", str(tmp_path / "compared")]) == 0
+    compared = json.loads((tmp_path / "compared" / "comparison.json").read_text())["rows"]
+    assert next(row for row in compared if (row["metric"], row["class"]) == ("dice", "255"))["mean"] == pytest.approx(
+        dice["mean"], abs=1e-5
+    )
     images = sorted((store.parent / "synth" / "images").rglob("*.tif"))[:2]
     (tmp_path / "notes.txt").write_text("text")
     arguments = ["predict", str(tmp_path / "run"), *map(str, images), str(tmp_path / "notes.txt")]

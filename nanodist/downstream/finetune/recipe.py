@@ -101,6 +101,11 @@ class FinetuneTrainConfig:
     precision: Literal["fp32", "bf16", "fp64"] = option("fp32", "bf16: autocast over fp32 weights and reductions.")
     log_every_steps: int = option(10, "Steps between lines of metrics.jsonl.", low=1, how=True)
 
+    @property
+    def tuned(self) -> str:
+        """What of the trunk is trained, in words."""
+        return {None: "all", 0: "head"}.get(self.tuned_layers, f"last {self.tuned_layers}")
+
     def batch_size(self, samples: int) -> int:
         """Samples a step where ``samples`` are trained on: no sample comes twice in a batch."""
         return min(self.global_batch_size, samples)
@@ -115,7 +120,7 @@ class FinetuneTrainConfig:
             return 1
         batch = self.batch_size(samples)
         group = self.bn_group_size or batch
-        if batch % group or group < 2:
+        if batch % group or group < 2 <= batch:  # of a single mask, the statistics are over its pixels
             raise UserError(
                 f"train.bn_group_size {group} does not divide the batch of {batch} (there are {samples} training "
                 "labels); choose a divisor, or train.batch_norm=frozen"
@@ -168,8 +173,11 @@ class FinetuneRecipe:
             )
         if self.task == "segmentation" and self.train.class_weights != "none":
             raise ValueError("train.class_weights is for classification; masks are weighed by decoder.dice_weight")
-        if self.encoder.weights == "random" and self.train.tuned_layers is not None:
-            raise ValueError("encoder.weights=random has nothing worth freezing; leave train.tuned_layers out")
+        if self.encoder.weights == "random" and self.train.tuned_layers:
+            raise ValueError(
+                "encoder.weights=random has no blocks worth keeping: leave train.tuned_layers out to train from "
+                "scratch, or set it to 0 for a random trunk as a baseline"
+            )
 
 
 def load_recipe(source: str, overrides: list[str]) -> FinetuneRecipe:

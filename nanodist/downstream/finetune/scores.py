@@ -68,12 +68,10 @@ def score_row(recipe: FinetuneRecipe, labels: Labels, probabilities: F64) -> dic
     y, predicted, classes = targets.y[test], probabilities.argmax(1), len(targets.classes)
     confusion = metrics.confusion_matrix(y, predicted, classes)
     low, high = _interval(labels, predicted)
-    t = recipe.train
-    tuned = "all" if t.tuned_layers is None else "head" if t.tuned_layers == 0 else f"last {t.tuned_layers}"
     return {
         "encoder": recipe.encoder.source,
         "weights": recipe.encoder.weights,
-        "tuned": tuned,
+        "tuned": recipe.train.tuned,
         "labels_per_class": recipe.data.budget,
         "split_seed": recipe.data.split_seed,
         "draw_seed": recipe.data.draw_seed,

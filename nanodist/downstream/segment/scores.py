@@ -86,8 +86,12 @@ def write_scores(
     what: dict[str, Any] = {
         "encoder": recipe.encoder.source,
         "weights": recipe.encoder.weights,
+        "tuned": recipe.train.tuned,
         "decoder": recipe.decoder.name,
-        "masks": recipe.data.labels_per_class or "all",
+        "masks": recipe.data.budget,
+        "split_seed": recipe.data.split_seed,
+        "draw_seed": recipe.data.draw_seed,
+        "seed": recipe.seed,
         "n_train": len(masks.train),
         "n_validation": len(masks.validation),
         "n_test": len(masks.test),

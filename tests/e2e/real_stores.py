@@ -1,0 +1,123 @@
+"""Pack the public micrographs that docs/results.md is measured on: what is trained on, and what no training sees.
+
+Run: NANODIST_DATA=DIR python -m tests.e2e.real_stores OUT. Of each set whole groups are held out (movies of nanowires,
+papers that figures are from, micrographs of viruses; of consecutive sections the last ones, behind a gap). OUT/pretrain
+holds tiles of all training parts and of two sets without a test; the gold particles are in no pretraining.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from hpc import atomic
+from hpc.tables import csv_text
+from nanodist.cli import main as nanodist
+from nanodist.shards import Store
+from nanodist.shards.parts import Part, held_out
+
+ROOT = Path(__file__).resolve().parents[2]
+DATA = Path(os.environ.get("NANODIST_DATA", ROOT.parent / "shared" / "data"))
+Listed = dict[str, str]  # a file below DATA -> its group
+
+
+def main(out: Path) -> None:
+    """Make all stores in the new folder ``out``."""
+    out.mkdir(parents=True)
+    viruses = ["--labels", f"{DATA}/tem_virus/meta.csv:label", "--groups", f"{DATA}/tem_virus/meta.csv:micrograph"]
+    for part in ("train", "test"):
+        run(DATA / "tem_virus", out / f"virus-{part}", *viruses, "--part", part)
+    seen = {f"tem_virus/{sample.source}": sample.group for sample in Store.open(out / "virus-train").samples}
+    for name, folder, masks, (train, test) in (
+        ("wires", "tem_nanowire_seg", "images=masks", nanowires()),
+        ("particles", "em_emps_particles", "images=segmaps", particles()),
+        ("membranes", "sstem_membrane", "images=masks", membranes()),
+    ):
+        # A training batch wants one size; a test image of any size is predicted whole.
+        tile = "512" if name == "particles" else "none"
+        pack_listed(out, f"{name}-train", DATA / folder, train, "--masks", masks, "--tile", tile)
+        pack_listed(out, f"{name}-test", DATA / folder, test, "--masks", masks, "--tile", "none")
+        seen |= train
+    for folder in ("stem_catalyst_np", "sem_nasa_superalloy_seg/images"):
+        files = sorted(file for file in (DATA / folder).iterdir() if file.suffix in (".png", ".jpg", ".jpeg"))
+        seen |= {file.relative_to(DATA).as_posix(): file.stem for file in files}
+    pack_listed(out, "pretrain", DATA, seen, "--tile", "256", "--bars", "cut", "--exclude", "saxs2d/*")
+    gold = DATA / "tem_au_nanoparticle_shape"
+    table = f"{gold}/meta.csv"
+    run(gold, out / "gold", "--labels", f"{table}:label", "--groups", f"{table}:sample", "--bars", "cut")
+
+
+def run(source: Path, store: Path, *options: str) -> None:
+    """``nanodist pack``.
+
+    Raises:
+        SystemExit: it failed.
+    """
+    if nanodist(["pack", str(source), "--out", str(store), "--workers", "1", *options]):
+        raise SystemExit(f"{store} was not packed")
+
+
+def pack_listed(out: Path, name: str, source: Path, listed: Listed, *options: str) -> None:
+    """Pack the files of a list, with their groups."""
+    table = out / f"{name}.csv"
+    atomic.write_text(table, csv_text(["file", "group"], sorted(listed.items())))
+    run(source, out / name, "--groups", f"{table}:group", "--unlisted", "skip", "--skip-bad", *options)
+
+
+def rows_of(folder: str) -> list[dict[str, str]]:
+    """The rows of a set's ``meta.csv``."""
+    with open(DATA / folder / "meta.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def apart(rows: Iterable[tuple[str, str, str]], share: float = 0.3) -> tuple[Listed, Listed]:
+    """Files with the unit that a split may not part and the group that a test counts by, as training and test."""
+    every = [*rows]
+    test = held_out([None] * len(every), [unit for _, unit, _ in every], Part("test", share))
+    training = {file: unit for file, unit, _ in every if unit not in test}
+    return training, {file: group for file, unit, group in every if unit in test}
+
+
+def nanowires() -> tuple[Listed, Listed]:
+    """Three of five movies are held out; intervals are over the scenes in them, which are clusters of alike frames."""
+    folder = "tem_nanowire_seg"
+    rows = (
+        (f"{folder}/images/{row['name']}.png", row["session_by_eye"], f"{row['session_by_eye']}{row['group']}")
+        for row in rows_of(folder)
+    )
+    return apart(rows, 0.6)
+
+
+def particles() -> tuple[Listed, Listed]:
+    """Whole papers are held out."""
+    folder = "em_emps_particles"
+    rows = [row for row in rows_of(folder) if row["in_curated"] == "1"]
+    return apart((f"{folder}/images/{row['name']}.png", row["doi"], row["doi"]) for row in rows)
+
+
+def membranes() -> tuple[Listed, Listed]:
+    """The first 12 sections of a block of tissue; behind a gap of 2 the rest is the test."""
+    folder = "sstem_membrane/images"
+    files = sorted(file.name for file in (DATA / folder).iterdir())
+    train, test = ({f"{folder}/{name}": Path(name).stem for name in part} for part in (files[:12], files[14:]))
+    return train, test
+
+
+def names(arguments: Sequence[str]) -> Path:
+    """The folder to write.
+
+    Raises:
+        SystemExit: there is none, or the data are missing.
+    """
+    if len(arguments) != 1:
+        raise SystemExit(f"usage: python -m tests.e2e.real_stores OUT\n\n{__doc__}")
+    if not (DATA / "tem_virus").is_dir():
+        raise SystemExit(f"no real micrographs in {DATA}; NANODIST_DATA names their folder")
+    return Path(arguments[0])
+
+
+if __name__ == "__main__":
+    main(names(sys.argv[1:]))

@@ -1,0 +1,104 @@
+"""``nanodist compare``: curves, intervals and paired differences of runs that stand on disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nanodist.cli import main
+
+SAMPLES = [(f"s{g}-{k}", f"m{g}", "ab"[g % 2]) for g in range(8) for k in range(3)]
+
+
+def write_run(folder: Path, document: dict[str, Any], table: str, lines: list[str]) -> None:
+    folder.mkdir(parents=True)
+    (folder / "scores.json").write_text(json.dumps(document))
+    (folder / table).write_text("\n".join(lines) + "\n")
+
+
+def what(weights: str, labels: int | str, draw: int, tuned: str = "all") -> dict[str, Any]:
+    return {"encoder": "runs/a", "weights": weights, "tuned": tuned, "split_seed": 0, "draw_seed": draw, "seed": 0,
+            "n_train": 2}  | {"labels_per_class": labels}  # fmt: skip
+
+
+def classified(folder: Path, weights: str, labels: int | str, draw: int, right: float) -> None:
+    rng = np.random.default_rng([draw, int(100 * right)])
+    lines = ["sample,micrograph,label,predicted"]
+    for key, group, label in SAMPLES:
+        lines.append(f"{key},{group},{label},{label if rng.random() < right else 'c'}")
+    write_run(folder, {"kind": "classification", "rows": [what(weights, labels, draw)]}, "predictions.csv", lines)
+
+
+def segmented(folder: Path, weights: str, values: list[tuple[str, str]], draw: int = 0) -> None:
+    """Two images of two micrographs: ``values`` are Dice of classes 1 and 2."""
+    names = [f"{metric}_{c}" for metric in ("dice", "iou", "boundary_f1") for c in (0, 1, 2)]
+    lines = [",".join(["sample", "micrograph", *names])]
+    lines += [f"i{i},m{i}," + ",".join([f"0.9,{a},{b}"] * 3) for i, (a, b) in enumerate(values)]
+    row = what(weights, "all", draw)
+    row["masks"] = row.pop("labels_per_class")
+    write_run(folder, {"kind": "segmentation", "classes": [0, 1, 2], "rows": [row]}, "images.csv", lines)
+
+
+def compared(out: Path, *runs: Path) -> dict[str, Any]:
+    assert main(["compare", *map(str, runs), "--out", str(out), "--resamples", "200"]) == 0
+    found: dict[str, Any] = json.loads((out / "comparison.json").read_text())
+    return found
+
+
+def test_curves_of_classifiers_and_their_differences(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for draw in (0, 1):
+        classified(tmp_path / f"sweep/runs/p1{draw}", "given", 1, draw, 0.9)
+        classified(tmp_path / f"sweep/runs/r1{draw}", "random", 1, draw, 0.3)
+        classified(tmp_path / f"sweep/runs/p4{draw}", "given", 4, draw, 0.95)
+    found = compared(tmp_path / "out", tmp_path / "sweep")
+    rows = {(row["setting"], row["labels"]): row for row in found["rows"]}
+    assert list(rows) == [("pretrained, fine-tuned", 1), ("pretrained, fine-tuned", 4), ("from scratch", 1)]
+    shares = []
+    for draw in (0, 1):
+        lines = (tmp_path / f"sweep/runs/p1{draw}/predictions.csv").read_text().splitlines()[1:]
+        right = [line.split(",")[2] == line.split(",")[3] for line in lines]
+        classes = [line.split(",")[2] for line in lines]
+        shares += [np.mean([r for r, c in zip(right, classes, strict=True) if c == one]) for one in "ab"]
+    one = rows["pretrained, fine-tuned", 1]
+    assert one["mean"] == pytest.approx(np.mean(shares), abs=1e-6) and one["low"] < one["mean"] < one["high"]
+    assert (one["runs"], one["images"], one["micrographs"]) == (2, 24, 8)
+    (gain,) = found["differences"]
+    assert gain["mean"] == pytest.approx(one["mean"] - rows["from scratch", 1]["mean"], abs=2e-6) and gain["low"] > 0
+    assert "pretrained, fine-tuned minus from scratch" in capsys.readouterr().out
+
+
+def test_masks_are_compared_on_the_same_images(tmp_path: Path) -> None:
+    # The second image has no class 2; one run sees it nevertheless, which is 0 for it and right for the other.
+    segmented(tmp_path / "a", "given", [("0.8", "0.6"), ("0.4", "")])
+    segmented(tmp_path / "b", "random", [("0.5", "0.5"), ("0.3", "0.0")])
+    found = compared(tmp_path / "out", tmp_path / "a", tmp_path / "b")
+    rows = {(row["setting"], row["metric"], row["class"]): row for row in found["rows"]}
+    assert rows["pretrained, fine-tuned", "dice", "1"]["mean"] == pytest.approx(0.6)
+    assert rows["pretrained, fine-tuned", "dice", "2"]["mean"] == pytest.approx(0.8)
+    assert rows["from scratch", "dice", "2"]["mean"] == pytest.approx(0.25)
+    assert rows["from scratch", "boundary_f1", "all but background"]["mean"] == pytest.approx((0.5 + 0.15) / 2)
+    gains = {(row["metric"], row["class"]): row for row in found["differences"]}
+    assert gains["dice", "1"]["mean"] == pytest.approx(0.2) and gains["dice", "1"]["low"] == pytest.approx(0.1)
+
+
+def test_what_cannot_be_compared_is_said_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    segmented(tmp_path / "a", "given", [("0.8", "0.6"), ("0.4", "")])
+    segmented(tmp_path / "b", "random", [("0.5", "0.5")])
+    classified(tmp_path / "c", "given", 1, 0, 0.9)
+    classified(tmp_path / "d", "given", 1, 0, 0.8)
+    for names, said in (
+        ("ab", "different samples"),
+        ("ac", "are not compared: give runs of one kind"),
+        ("cd", "differ in nothing that is compared"),
+        ("e", "holds no scores.json"),
+    ):
+        paths = [str(tmp_path / name) for name in names]
+        assert main(["compare", *paths, "--out", str(tmp_path / "out")]) == 2
+        error = capsys.readouterr().err
+        assert said in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
+    (tmp_path / "a" / "images.csv").unlink()
+    assert main(["compare", str(tmp_path / "a"), "--out", str(tmp_path / "out")]) == 2
