@@ -5,6 +5,7 @@ Offline this is one more record beside those of the starts, which ``nanodist syn
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -61,14 +62,17 @@ def tell(
 
 
 def _show(run: Any, run_dir: RunDir, pictures: Mapping[str, bytes]) -> None:
-    import io
-
     import wandb
-    from PIL import Image
 
     last = max((line["step"] for line in metric_lines(run_dir.metrics_path)), default=0)
-    drawn = {name: wandb.Image(Image.open(io.BytesIO(data))) for name, data in pictures.items()}
+    drawn = {name: wandb.Image(_opened(data)) for name, data in pictures.items()}
     run.log({**drawn, "step": last}, step=max(last + 1, int(run.starting_step)))
+
+
+def _opened(png: bytes) -> Any:
+    from PIL import Image
+
+    return Image.open(io.BytesIO(png))
 
 
 def _warn(text: str) -> None:

@@ -19,7 +19,6 @@ from hpc import atomic, lineage
 from hpc.lineage import Artifact
 from hpc.run_dir import RunDir, metric_lines, read_metrics
 
-
 WANTED_FILE = "wanted.json"
 
 

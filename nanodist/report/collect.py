@@ -99,6 +99,18 @@ class Run:
         starts = self.info.get("starts")
         return [start for start in starts if isinstance(start, dict)] if isinstance(starts, list) else []
 
+    @property
+    def kind(self) -> str:
+        """``pretrain``, ``classification``, ``segmentation`` or ``pairvae`` (one stage of it)."""
+        if self.recipe.get("task") in ("classification", "segmentation"):
+            return str(self.recipe["task"])
+        return "pairvae" if "solo" in self.recipe and "pair" in self.recipe else "pretrain"
+
+    def recipe_of(self) -> Path:
+        """The file of the recipe that a command takes; the stages of a PairVAE share the one above them."""
+        above = self.path.parent / "recipe.yaml"
+        return above if self.kind == "pairvae" and above.is_file() else self.path / "recipe.yaml"
+
     def value(self, *names: str) -> Any:
         """The first of the dotted ``names`` that the recipe or else ``run.json`` has, or ``None``."""
         for source in (self.recipe, self.info):
@@ -117,7 +129,7 @@ def read_run(path: Path) -> Run:
     """
     path = Path(path)
     if not path.is_dir():
-        raise UserError(f"{path} is not a folder: give the run directory that 'nanodist pretrain' wrote.")
+        raise UserError(f"{path} is not a folder: give the run directory of a training, or the folder of a sweep.")
     known = ("recipe.yaml", "run.json", "metrics.jsonl")
     if not any((path / name).is_file() for name in known):
         raise UserError(f"{path} is not a run directory: it has none of {', '.join(known)}.")
@@ -129,7 +141,9 @@ def read_run(path: Path) -> Run:
     if not metrics.rows:
         notes.append("metrics.jsonl holds no step yet, so there are no curves.")
     views = next((p for p in (path / "report" / "views.png", path / "views.png") if p.is_file()), None)
-    name = info.get("name") or path.resolve().name
+    here = path.resolve()
+    stage = here.name in ("solo", "pair") and (here.parent / "recipe.yaml").is_file()
+    name = info.get("name") or (f"{here.parent.name}, {here.name}" if stage else here.name)
     return Run(path, str(name), text, recipe, info, metrics, views.read_bytes() if views else None, tuple(notes))
 
 

@@ -22,6 +22,15 @@ EVALUATION = (
     ("eval_knn", "Balanced accuracy while training, k nearest neighbours"),
     ("eval_linear", "Balanced accuracy while training, linear probe"),
 )
+VALIDATION = (
+    ("validation_loss", "Validation loss"),
+    ("validation_balanced_accuracy", "Validation balanced accuracy"),
+    ("validation_iou", "Validation IoU"),
+)
+RATIOS = (("trust_ratio_median", "Trust ratio, median over parameters"),)
+MOST_TERMS = 4
+# Of many runs so many have a colour and a name, and so many more are drawn faintly.
+MOST_LINES, MOST_FAINT = 8, 200
 BASELINE_KINDS = ("random", "texture")
 
 
@@ -42,17 +51,41 @@ class Curve:
 
 
 def training_panels(runs: Sequence[Run]) -> list[Panel]:
-    """Loss (one panel an objective, as losses of two share no scale), online evaluation, learning rate, gradient."""
-    objectives = [objective(run) or "" for run in runs]
+    """Loss (one panel an objective, as losses of two share no scale), evaluations, learning rate, gradient, ratios."""
+    groups = [group(run) for run in runs]
     panels = []
-    for name in dict.fromkeys(objectives):
-        chosen = [i for i, o in enumerate(objectives) if o == name]
+    for name in dict.fromkeys(groups):
+        chosen = [i for i, o in enumerate(groups) if o == name]
         lines = [line for line in _lines(runs, "loss") if line.order in chosen]
         panels += [Panel(f"Loss, {name}" if name else "Loss", lines)] if lines else []
     drawn = [(title, _lines(runs, name)) for name, title in EVALUATION]
     panels += [Panel(title, lines, floor=0.0) for title, lines in drawn if lines]
+    panels += [Panel(title, lines) for name, title in VALIDATION if (lines := _lines(runs, name))]
     rest = [("Learning rate", _lines(runs, "lr")), ("Gradient norm", _lines(runs, "gradient_norm"))]
-    return panels + [Panel(title, lines, floor=0.0) for title, lines in rest if lines]
+    panels += [Panel(title, lines, floor=0.0) for title, lines in rest if lines]
+    return panels + [Panel(title, lines, log_y=True) for name, title in RATIOS if (lines := _lines(runs, name))]
+
+
+def term_panels(runs: Sequence[Run]) -> list[Panel]:
+    """The terms of a loss of several, where there are few runs: a panel a run, a curve a term."""
+    panels = []
+    for run in runs[:MOST_TERMS]:
+        names = sorted({name for row in run.metrics.rows for name in row if name.startswith("term_")})
+        lines = []
+        for order, name in enumerate(names):
+            x, y = run.metrics.series(name)
+            # Beyond the colours of the runs, so that no term looks like a run.
+            lines += [Line(name.removeprefix("term_").replace("_", " "), x, y, len(runs) + order)] if len(x) else []
+        if lines:
+            panels.append(Panel(f"Terms, {run.name}"[:60], lines))
+    return panels
+
+
+def group(run: Run) -> str:
+    """Whose losses can be compared: runs of one objective, stages of one model."""
+    if run.kind == "pairvae":
+        return f"{run.value('what.stage') or ''} stage"
+    return objective(run) or ("" if run.kind == "pretrain" else run.kind)
 
 
 def collapse_panels(runs: Sequence[Run]) -> list[Panel]:
@@ -156,9 +189,11 @@ def _accuracy_line(curve: Curve, place: dict[Any, float]) -> Line | None:
 
 
 def _lines(runs: Sequence[Run], name: str, scale: float = 1.0) -> list[Line]:
+    """A curve a run; of more than :data:`MOST_LINES` runs the others are faint."""
     lines = []
-    for order, run in enumerate(runs):
+    many = len(runs) > MOST_LINES + 1
+    for order, run in enumerate(runs[: MOST_LINES + MOST_FAINT]):
         x, y = run.metrics.series(name)
         if len(x):
-            lines.append(Line(run.name, x, scale * y, order))
+            lines.append(Line(run.name, x, scale * y, order, faint=many and order >= MOST_LINES))
     return lines

@@ -32,8 +32,14 @@ def facts(run: Run) -> dict[str, Any]:
     last_start = run.starts[-1] if run.starts else {}
     versions = last_start.get("versions")
     return {
+        "Task": {"pretrain": None, "pairvae": "PairVAE"}.get(run.kind, run.kind),
+        "Stage": run.value("what.stage"),
+        "Model": run.value("model.preset"),
         "Objective": objective(run),
         "Trunk": run.value("encoder.trunk"),
+        "Starting encoder": _source(run),
+        "Labels per class": run.value("data.labels_per_class"),
+        "Tuned layers": run.value("train.tuned_layers"),
         "View size (px)": run.value("views.size_px"),
         "Steps": steps(run),
         "Global batch": run.value("train.global_batch_size"),
@@ -46,6 +52,7 @@ def facts(run: Run) -> dict[str, Any]:
         "Fingerprint": run.info.get("fingerprint"),
         "Started (UTC)": _time(first_start.get("began") or run.info.get("created")),
         "Hosts": hosts(run),
+        "Ranks": ranks(run),
         "Starts": len(run.starts) or None,
         "Time in training": time_in_training(run),
         "Source revision": _revision(last_start.get("git_commit")),
@@ -81,6 +88,20 @@ def store_hash(run: Run) -> Any:
     """The first sixteen digits of the hash of the store's manifest."""
     found = run.value("what.inputs.store")
     return None if found is None else str(found)[:16]
+
+
+def _source(run: Run) -> str | None:
+    """The folder or name that a fine-tuning, or a warm start, began with."""
+    found = run.value("encoder.source", "init_from", "model.encoder")
+    return None if found in (None, "") else str(found).rstrip("/").rpartition("/")[2]
+
+
+def ranks(run: Run) -> str | None:
+    """How many ranks the starts had, in their order where that changed."""
+    found = [start.get("topology") for start in run.starts]
+    counts = [one.get("world_size") for one in found if isinstance(one, Mapping)]
+    told = [str(count) for count, _ in itertools.groupby(count for count in counts if count is not None)]
+    return ", then ".join(told[:6]) + (", …" if len(told) > 6 else "") if told else None
 
 
 def hosts(run: Run) -> str | None:

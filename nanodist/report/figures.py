@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,13 +27,18 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 # Stand for "the page's text colour" and "its rule colour" in the SVG, and are replaced by CSS in :func:`svg`.
 INK = "#010203"
 RULE = "#040506"
-MAX_POINTS = 400
+# Points of all curves of a panel together; each has at least the second number, and one drawn faintly the third.
+PANEL_POINTS, FEWEST_POINTS, FAINT_POINTS = 3000, 120, 30
 MAX_MAP_POINTS = 1500
+OTHERS, FAINT = "other runs", "#9aa3ab"
 
 
 @dataclass(frozen=True)
 class Line:
-    """One curve: a name for the legend, x and y (n,), an optional band (n,) each side, and its place in the order."""
+    """One curve: a name for the legend, x and y (n,), an optional band (n,) each side, and its place in the order.
+
+    ``faint`` ones are grey and share one entry of the legend.
+    """
 
     name: str
     x: Array
@@ -40,6 +47,7 @@ class Line:
     low: Array | None = None
     high: Array | None = None
     dashed: bool = False
+    faint: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,7 @@ class Panel:
     floor: float | None = None
     ceiling: float | None = None
     reference: tuple[float, str] | None = None
+    log_y: bool = False
 
 
 def colour(order: int) -> str:
@@ -65,7 +74,7 @@ def style(order: int) -> str:
     return STYLES[order // len(PALETTE) % len(STYLES)]
 
 
-def thin(x: Array, y: Array, points: int = MAX_POINTS) -> tuple[Array, Array]:
+def thin(x: Array, y: Array, points: int) -> tuple[Array, Array]:
     """At most ``points`` means of neighbours in place of a long curve (n,)."""
     if len(x) <= points:
         return x, y
@@ -75,47 +84,84 @@ def thin(x: Array, y: Array, points: int = MAX_POINTS) -> tuple[Array, Array]:
 
 
 def panels(drawn: Sequence[Panel], columns: int, width: float = 9.0, height: float = 2.7) -> str:
-    """The panels in a grid as one SVG with one legend above them."""
-    rows = -(-len(drawn) // columns)
-    names = list(dict.fromkeys(line.name for panel in drawn for line in panel.lines))
-    # About 13 characters an inch, with room for the mark and the gap.
-    beside = max(1, min(3, len(names), int(13 * width / (max(map(len, names), default=1) + 9))))
-    legend = 0.1 + 0.24 * -(-len(names) // beside) if len(names) > 1 else 0.0
-    high = height * rows + legend
+    """The panels as SVGs that stand side by side where there is room, under one legend.
+
+    ``data-zoom`` tells the page's script where a panel lies and what its axes span, so that it can be zoomed.
+
+    Args:
+        drawn: what to draw.
+        columns: side by side on a wide screen.
+        width: of a row in inches, which sets how large its text is.
+        height: of a panel in inches.
+    """
     with _settings():
-        figure = _figure(width, high)
-        # Margins in inches, set by hand: matplotlib's layout engines draw every figure twice.
-        x, y = (width - 0.15) / columns, height
-        figure.subplots_adjust(0.62 / width, 0.5 / high, 1 - 0.15 / width, 1 - (legend + 0.32) / high)
-        figure.subplots_adjust(wspace=0.72 / (x - 0.72), hspace=0.82 / (y - 0.82))
-        for index, panel in enumerate(drawn):
-            _draw(figure.add_subplot(rows, columns, index + 1), panel)
-        if legend:
-            handles = {text: h for ax in figure.axes for h, text in zip(*ax.get_legend_handles_labels(), strict=True)}
-            figure.legend(
-                list(handles.values()),
-                list(handles),
-                loc="upper left",
-                bbox_to_anchor=(0.3 / width, 1.0),
-                ncols=beside,
-                frameon=False,
-                borderaxespad=0.1,
-            )
-        return svg(figure)
+        every = "".join(_panel_svg(panel, i, width / columns, height) for i, panel in enumerate(drawn))
+    return f'{_legend(drawn)}<div class="panels" style="--columns:{columns}">{every}</div>'
 
 
-def _draw(ax: Axes, panel: Panel) -> None:
-    for line in panel.lines:
-        x, y = (line.x, line.y) if line.low is not None else thin(line.x, line.y)
+def _panel_svg(panel: Panel, number: int, width: float, height: float) -> str:
+    figure = _figure(width, height)
+    # Margins in inches, set by hand: matplotlib's layout engines draw every figure twice.
+    figure.subplots_adjust(0.62 / width, 0.5 / height, 1 - 0.15 / width, 1 - 0.32 / height)
+    ax = figure.add_subplot()
+    _draw(ax, panel, number)
+    text = svg(figure)
+    for mark in ('id="', "url(#", 'href="#'):
+        text = text.replace(mark, f"{mark}p{number}-")
+    spans = [] if panel.ticks or panel.log_y else [_span(ax, number)]
+    zoom = f' data-zoom="{html.escape(json.dumps(spans))}"' if spans else ""
+    return text.replace("<svg", f'<svg role="img" aria-label="{html.escape(panel.title)}"{zoom}', 1)
+
+
+def _legend(drawn: Sequence[Panel]) -> str:
+    """Names with their colours and strokes; nothing where there is only one."""
+    marks: dict[str, str] = {}
+    for line in (line for panel in drawn for line in panel.lines):
+        stroke = "dashed" if line.dashed else {"-": "solid", ":": "dotted"}.get(style(line.order), "dashed")
+        name, shown = (OTHERS, FAINT) if line.faint else (line.name, colour(line.order))
+        marks.setdefault(name, f"border-top:3px {'solid' if line.faint else stroke} {shown}")
+    if len(marks) < 2:
+        return ""
+    entries = (f'<li><span style="{look}"></span>{html.escape(name)}</li>' for name, look in marks.items())
+    return f'<ul class="legend">{"".join(entries)}</ul>'
+
+
+def _span(ax: Axes, number: int) -> dict[str, Any]:
+    """Where a panel lies in the SVG (left, top, right, bottom, in its units) and what its axes span."""
+    figure = ax.figure
+    wide, high = (72.0 * side for side in figure.get_size_inches())  # type: ignore[union-attr]
+    box = ax.get_position()
+    corners = (box.x0 * wide, (1 - box.y1) * high, box.x1 * wide, (1 - box.y0) * high)
+    sides = {"x": ax.get_xlim(), "y": ax.get_ylim()}
+    spans = {name: [float(f"{v:.7g}") for v in pair] for name, pair in sides.items()}
+    return {"panel": number, "box": [round(v, 2) for v in corners], **spans}
+
+
+def _draw(ax: Axes, panel: Panel, number: int) -> None:
+    points = max(FEWEST_POINTS, PANEL_POINTS // max(1, sum(not line.faint for line in panel.lines)))
+    ax.xaxis.set_gid(f"zoom-x-{number}")
+    ax.yaxis.set_gid(f"zoom-y-{number}")
+    for k, line in enumerate(sorted(panel.lines, key=lambda line: not line.faint)):
+        gid = f"zoom-line-{number}-{k}"
+        if line.faint:
+            x, y = thin(line.x, line.y, FAINT_POINTS)
+            ax.plot(x, y, color=FAINT, lw=0.6, alpha=0.55, label=OTHERS, gid=gid)
+            continue
+        x, y = (line.x, line.y) if line.low is not None else thin(line.x, line.y, points)
         marks: dict[str, Any] = {"marker": MARKERS[line.order % len(MARKERS)], "ms": 4.5} if panel.ticks else {}
+        if len(x) == 1:
+            marks = {"marker": ".", "ms": 7}
         look = "--" if line.dashed else style(line.order)
-        ax.plot(x, y, look, color=colour(line.order), lw=1.6, label=line.name, **marks)
+        ax.plot(x, y, look, color=colour(line.order), lw=1.6, label=line.name, gid=gid, **marks)
         if line.low is not None and line.high is not None:
             ax.fill_between(x, line.low, line.high, color=colour(line.order), alpha=0.16, lw=0)
     ax.set_title(panel.title, loc="left")
     ax.set_xlabel(panel.x_label)
     ax.yaxis.set_major_formatter(lambda value, _: tick(value))
     ax.grid(True, axis="y")
+    if panel.log_y:
+        ax.set_yscale("log")
+        ax.yaxis.set_major_formatter(lambda value, _: tick(value))
     if panel.floor is not None:
         ax.set_ylim(panel.floor, panel.ceiling)
     if panel.reference is not None:

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+TALL = 40  # rows; longer tables scroll in themselves
+
 
 @dataclass(frozen=True)
 class Markup:
@@ -40,8 +42,13 @@ def cell(value: Any) -> str:
     return number(value)
 
 
-def table(head: Sequence[Any], rows: Iterable[Sequence[Any]], caption: str = "", label_columns: int = 1) -> str:
-    """A table that scrolls sideways on a narrow screen; the first ``label_columns`` cells of a row are its head."""
+def table(
+    head: Sequence[Any], rows: Iterable[Sequence[Any]], caption: str = "", label_columns: int = 1, sort: bool = True
+) -> str:
+    """A table that scrolls sideways on a narrow screen; the first ``label_columns`` cells of a row are its head.
+
+    One with a heading and three rows or more can be sorted by a click on the heading, unless ``sort`` is false.
+    """
     top = "".join(f'<th scope="col">{escaped(cell)}</th>' for cell in head)
     body = []
     for row in rows:
@@ -52,7 +59,9 @@ def table(head: Sequence[Any], rows: Iterable[Sequence[Any]], caption: str = "",
         body.append(f"<tr>{''.join(cells)}</tr>")
     title = f"<caption>{escaped(caption)}</caption>" if caption else ""
     header = f"<thead><tr>{top}</tr></thead>" if head else ""
-    return f'<div class="scroll"><table>{title}{header}<tbody>{"".join(body)}</tbody></table></div>'
+    mark = ' class="sortable"' if sort and head and len(body) > 2 else ""
+    tall = " tall" if len(body) > TALL else ""
+    return f'<div class="scroll{tall}"><table{mark}>{title}{header}<tbody>{"".join(body)}</tbody></table></div>'
 
 
 def figure(content: str, caption: str) -> str:
@@ -60,11 +69,11 @@ def figure(content: str, caption: str) -> str:
     return f"<figure>{content}<figcaption>{escaped(caption)}</figcaption></figure>"
 
 
-def inline_svg(svg: str, alternative: str, prefix: str) -> str:
-    """SVG for the page: named for screen readers, its ids made unique by ``prefix``."""
+def inline_svg(svgs: str, alternative: str, prefix: str) -> str:
+    """SVGs for the page: named together for screen readers, their ids made unique by ``prefix``."""
     for mark in ('id="', "url(#", 'href="#'):
-        svg = svg.replace(mark, f"{mark}{prefix}-")
-    return svg.replace("<svg", f'<svg role="img" aria-label="{escaped(alternative)}"', 1)
+        svgs = svgs.replace(mark, f"{mark}{prefix}-")
+    return f'<div role="group" aria-label="{escaped(alternative)}">{svgs}</div>'
 
 
 def image(address: str, alternative: str) -> str:

@@ -1,27 +1,29 @@
-"""The sections on the run itself: what was trained, its curves, views, throughput, starts and recipe."""
+"""The sections on the run itself: what was trained, its curves, views, throughput and starts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-from nanodist.report import curves, figures
+from nanodist.report import curves, figures, several
 from nanodist.report.collect import Run
-from nanodist.report.facts import START_COLUMNS, facts, start_row
+from nanodist.report.facts import START_COLUMNS, start_row
 from nanodist.report.markup import details, escaped, figure, image, inline_svg, missing, number, section, table
+from nanodist.report.reproduce import cost_cells
 
 IMAGE_BYTES = 750_000  # what all view sheets of a page may take together, before base64
 MAX_PICTURES = 6
+MOST_LISTED = 12
+MOST_NOTES = 20
 
 
 def what_was_trained(runs: Sequence[Run]) -> str:
-    """One column a run: objective, trunk, data, steps, fingerprint, hosts."""
-    columns = [facts(run) for run in runs]
-    rows = [(label, *[number(column[label]) for column in columns]) for label in columns[0]]
-    kept = [row for row in rows if any(cell not in ("–", "") for cell in row[1:])]
-    notes = "".join(missing(f"{run.name}: {' '.join(run.notes)}") for run in runs if run.notes)
-    head = ["", *[run.name for run in runs]] if len(runs) > 1 else []
-    return section("trained", "What was trained", f'<div class="wrap">{table(head, kept)}</div>{notes}')
+    """Objective, trunk, data, steps, fingerprint, hosts of each run."""
+    noted = [run for run in runs if run.notes]
+    notes = "".join(missing(f"{run.name}: {' '.join(run.notes)}") for run in noted[:MOST_NOTES])
+    if len(noted) > MOST_NOTES:
+        notes += missing(f"{len(noted) - MOST_NOTES} more runs lack something.")
+    return section("trained", "What was trained", several.facts_table(runs) + notes)
 
 
 def training(runs: Sequence[Run]) -> str:
@@ -32,6 +34,17 @@ def training(runs: Sequence[Run]) -> str:
         return section("training", "Training", missing("No step is logged yet: the curves appear once training runs."))
     svg = figures.panels(panels, columns=min(2, len(panels)))
     parts.append(figure(inline_svg(svg, "Loss and learning rate over steps; numbers below", "t"), _loss_caption(runs)))
+    if len(runs) > curves.MOST_LINES + 1:
+        drawn = min(len(runs), curves.MOST_LINES + curves.MOST_FAINT)
+        told = f"The first {curves.MOST_LINES} runs have colours, {drawn - curves.MOST_LINES} more are grey"
+        left = f", and {len(runs) - drawn} are not drawn" if len(runs) > drawn else ""
+        parts.append(missing(f"{told}{left}; give fewer runs to see one by one."))
+    terms = curves.term_panels(runs)
+    if terms:
+        svg = figures.panels(terms, columns=min(2, len(terms)))
+        parts.append(
+            figure(inline_svg(svg, "Terms of the loss over steps", "r"), "The terms that the loss is made of.")
+        )
     health = curves.collapse_panels(runs)
     if health:
         svg = figures.panels(health, columns=2, height=2.4)
@@ -41,7 +54,7 @@ def training(runs: Sequence[Run]) -> str:
             "they vary along one direction only."
         )
         parts.append(figure(inline_svg(svg, "Collapse indicators over steps; numbers below", "c"), caption))
-    else:
+    elif any(run.kind == "pretrain" for run in runs):
         parts.append(missing("No collapse indicators are logged."))
     parts.append(details("The numbers behind these curves", "".join(_metric_table(run) for run in runs[:12])))
     return section("training", "Training", "".join(parts))
@@ -53,19 +66,25 @@ def speed(runs: Sequence[Run]) -> str:
     if not panels:
         return section("speed", "Throughput", missing("No throughput is logged yet."))
     svg = figures.panels(panels, columns=min(2, len(panels)), height=2.4)
-    medians = []
+    listed = []
     for run in runs:
         rate, wait = run.metrics.series("images_per_s")[1], run.metrics.series("data_wait_share")[1]
         if len(rate):
             share = f"{100 * _median(wait):.0f} %" if len(wait) else "–"
-            medians.append((run.name, number(_median(rate), 3), share))
+            listed.append((run.name, number(_median(rate), 3), share, *cost_cells(run)))
     body = figure(inline_svg(svg, "Images per second and data wait over steps; medians below", "s"), "")
-    body += table(["run", "images/s (median)", "waiting for data (median)"], medians)
-    return section("speed", "Throughput", body)
+    head = ["run", "images/s (median)", "waiting for data (median)", "time of all starts", "rank hours", "starts"]
+    caption = (
+        "Rank hours: the time of all starts, lost ones as well, times their ranks (a GPU or a share of a CPU each)."
+    )
+    return section("speed", "Throughput and cost", body + table(head, listed, caption))
 
 
 def views(runs: Sequence[Run]) -> str:
-    """The example grid of view pairs of each run."""
+    """The example grid of view pairs of each pretraining."""
+    runs = [run for run in runs if run.kind == "pretrain"]
+    if not runs:
+        return ""
     parts = []
     share = IMAGE_BYTES // max(1, min(len(runs), MAX_PICTURES))
     for run in runs[:MAX_PICTURES]:
@@ -86,6 +105,8 @@ def views(runs: Sequence[Run]) -> str:
 
 def starts(runs: Sequence[Run]) -> str:
     """Every start of every run: when, where, from which step to which, and why it ended."""
+    if len(runs) > MOST_LISTED:
+        return section("starts", "Starts", several.starts_table(runs))
     parts = []
     for run in runs:
         title = f"<h3>{escaped(run.name)}</h3>" if len(runs) > 1 else ""
@@ -104,17 +125,6 @@ def starts(runs: Sequence[Run]) -> str:
     return section("starts", "Starts", "".join(parts))
 
 
-def recipes(runs: Sequence[Run]) -> str:
-    """The recipe of each run, folded away."""
-    parts = []
-    for run in runs:
-        if not run.recipe_text:
-            parts.append(missing(f"{run.name} has no recipe.yaml."))
-            continue
-        parts.append(details(f"Recipe of {run.name} (YAML)", f"<pre>{escaped(run.recipe_text)}</pre>"))
-    return section("recipe", "Recipe", "".join(parts))
-
-
 def _metric_table(run: Run, count: int = 12) -> str:
     rows = run.metrics.rows
     if not rows:
@@ -128,7 +138,7 @@ def _metric_table(run: Run, count: int = 12) -> str:
 
 def _loss_caption(runs: Sequence[Run]) -> str:
     parts = []
-    for run in runs:
+    for run in runs if len(runs) <= several.MOST_COLUMNS else []:
         x, y = run.metrics.series("loss")
         if len(x):
             parts.append(
@@ -142,7 +152,7 @@ def _loss_caption(runs: Sequence[Run]) -> str:
             parts.append(again)
         if len(x) and len(x) < sum("loss" in row for row in run.metrics.rows):
             parts.append("Steps with a loss that is not finite are left out.")
-    return "Loss and learning rate. " + " ".join(parts[:12])
+    return "Loss and learning rate; drag over a part of a panel to enlarge it. " + " ".join(parts[:12])
 
 
 def _median(values: Any) -> float:
