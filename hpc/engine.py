@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from hpc.environment import cores_of_rank
+from hpc.environment import threads_of_rank
 from hpc.errors import UserError
 from hpc.optimizers.partitions import segments
 from hpc.optimizers.trust import TrustRatioOptimizer
@@ -49,9 +49,10 @@ def pick_device(config: EngineConfig, topology: Topology) -> torch.device:
 def share_threads(config: EngineConfig, topology: Topology) -> int:
     """Set and return torch's CPU threads of this rank: the cores it may use, shared among the ranks of the node.
 
-    A launcher that bound the rank to cores of its own (an affinity mask smaller than the machine) has shared already.
+    A launcher that bound the rank to cores of its own (an affinity mask smaller than the machine) has shared already;
+    a rank that is alone on its node heeds ``OMP_NUM_THREADS``.
     """
-    threads = config.threads or cores_of_rank(topology.local_world_size)
+    threads = config.threads or threads_of_rank(topology.local_world_size)
     torch.set_num_threads(threads)
     return threads
 

@@ -140,6 +140,17 @@ def cores_of_rank(local_world_size: int) -> int:
     return max(1, allowed if bound else allowed // local_world_size)
 
 
+def threads_of_rank(local_world_size: int, environ: Mapping[str, str] = os.environ) -> int:
+    """CPU threads for one of ``local_world_size`` ranks on this node: ``OMP_NUM_THREADS``, or its share of the cores.
+
+    With several ranks the variable does not count, since torchrun sets it to 1 where nobody did.
+    """
+    said = environ.get("OMP_NUM_THREADS", "")
+    if local_world_size == 1 and said.isdecimal() and int(said):
+        return int(said)
+    return cores_of_rank(local_world_size)
+
+
 def _mask() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

@@ -20,11 +20,11 @@ def run(options: argparse.Namespace) -> int:
     """Predict, and say what could not be."""
     import torch
 
-    from hpc.environment import cores_of_rank
+    from hpc.environment import threads_of_rank
     from nanodist.downstream.finetune.load import kind_of, load_classifier
     from nanodist.downstream.finetune.predict import REPORT, predict
 
-    torch.set_num_threads(options.threads or cores_of_rank(1))
+    torch.set_num_threads(options.threads or threads_of_rank(1))
     if kind_of(options.run) == "segmentation":
         from nanodist.downstream.segment.predict import load_segmenter, predict_masks
 

@@ -212,3 +212,10 @@ def test_a_rank_takes_what_it_is_bound_to_or_its_share(cgroup, monkeypatch, mach
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(mask)))
     (cgroup / "cpu.max").write_text(quota)
     assert environment.cores_of_rank(4) == expected
+
+
+def test_a_lone_rank_heeds_the_number_of_threads_that_it_is_told(monkeypatch):
+    monkeypatch.setattr(environment, "cores_of_rank", lambda ranks: 8 // ranks)
+    assert environment.threads_of_rank(1, {"OMP_NUM_THREADS": "3"}) == 3
+    assert environment.threads_of_rank(1, {}) == environment.threads_of_rank(1, {"OMP_NUM_THREADS": "0"}) == 8
+    assert environment.threads_of_rank(2, {"OMP_NUM_THREADS": "1"}) == 4  # torchrun's doing
