@@ -143,6 +143,8 @@ def plan_split(targets: Targets, split: Split, protocol: Protocol) -> Plan:
         words = (split.seed, number)
         held = hold_out(targets, split.train, protocol.validation_share, protocol.seed, "probe-validation", *words)
         rest = without(split.train, held)
+        if len(np.unique(targets.y[held])) < 2:
+            continue  # it would choose what always answers its only class
         rounds.append(Round(held, draw_order(targets, rest, protocol.seed, "validation", *words)))
     used = np.unique(np.concatenate([r.validation for r in rounds])) if rounds else np.zeros(0, np.int64)
     return Plan(split, draws, rounds, len(used))
@@ -207,10 +209,9 @@ class Prober:
     def choose(self, method: str, budget: Budget) -> tuple[Setting, float | None]:
         """The best setting for a budget on the validation micrographs, and its mean balanced accuracy there.
 
-        Where fewer than two classes have a micrograph to spare: standardised with C = 1 or k = 1, and ``None``; a
-        validation part of one class would choose what always answers that class.
+        Where fewer than two classes have a micrograph to spare: standardised with C = 1 or k = 1, and ``None``.
         """
-        rounds = [r for r in self._plan.rounds if len(np.unique(self._targets.y[r.validation])) > 1]
+        rounds = self._plan.rounds
         if not rounds:
             return (TRANSFORMS[0], 1.0), None
         fewest = min(len(first(r.orders, budget)) for r in rounds)
