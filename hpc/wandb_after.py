@@ -18,6 +18,15 @@ from hpc.tracking import has_api_key
 from hpc.wandb_mirror import WANTED_FILE, begin, give
 
 
+def has(path: Path) -> bool:
+    """Whether W&B was told of the run in ``path`` (a run directory, or a checkpoint in one)."""
+    return (_home(path).wandb / WANTED_FILE).is_file()
+
+
+def _home(path: Path) -> RunDir:
+    return RunDir(path.parent.parent if path.parent.name == "checkpoints" else path)
+
+
 def tell(
     path: Path,
     outputs: Callable[[], Iterable[Artifact]] | None = None,
@@ -35,7 +44,7 @@ def tell(
         figures: name -> number, for W&B's summary of the run.
         pictures: name -> PNG.
     """
-    run_dir = RunDir(path.parent.parent if path.parent.name == "checkpoints" else path)
+    run_dir = _home(path)
     try:
         wanted = json.loads((run_dir.wandb / WANTED_FILE).read_text())
     except (OSError, ValueError):

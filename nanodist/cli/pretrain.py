@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hpc.preemption import Preemption
@@ -40,7 +41,16 @@ def _run(options: argparse.Namespace, preemption: Preemption) -> None:
     if options.print_recipe:
         print(to_yaml(recipe), end="")
         return
+    from functools import partial
+
     from nanodist.downstream.online import online_evaluation
     from nanodist.pretrain.run import pretrain
 
-    pretrain(recipe, online_evaluation, preemption)
+    pretrain(recipe, partial(online_evaluation, draw=_map), preemption)
+
+
+def _map(features: Any, labels: Sequence[str]) -> bytes:
+    # Matplotlib takes a second to import, and most ranks never draw.
+    from nanodist.report.maps import quick_map
+
+    return quick_map(features, labels)

@@ -90,7 +90,34 @@ def run(args: argparse.Namespace) -> int:
     sources = gather(args, dataset)
     scored = score(dataset, sources, plans, protocol)
     print(write(args, dataset, plans, protocol, scored))
+    _tell(args)
     return 0
+
+
+def _tell(args: argparse.Namespace) -> None:
+    """W&B gets the scores, the label-efficiency curve and the map, where it has the run that was probed alone."""
+    from hpc.wandb_after import has, tell
+
+    _, separator, path = args.encoders[0].partition("=")
+    run_dir = Path(path if separator and not Path(args.encoders[0]).exists() else args.encoders[0])
+    if len(args.encoders) > 1 or not has(run_dir):
+        return
+    from nanodist.report.for_wandb import of_probe
+
+    figures, pictures = of_probe(args.out)
+    tell(run_dir, figures=figures, pictures=pictures)
+
+
+def _thumbnails(dataset: Dataset, test: Any) -> dict[str, Any]:
+    """Small pictures of the test samples, or of evenly spaced ones of many, for maps of the embedding."""
+    import numpy as np
+
+    from nanodist.downstream.thumbnails import MOST, thumbnails
+
+    places = [(part.store, index) for part in dataset.parts for index in part.indices]
+    rows = np.unique(np.linspace(0, len(test) - 1, min(MOST, len(test))).astype(np.int64))
+    pictures = thumbnails([store.read(index) for store, index in (places[test[row]] for row in rows)])
+    return {"thumbnail_rows": rows, "thumbnails": pictures}
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -282,6 +309,7 @@ def write(
         labels=np.asarray(targets.classes)[targets.y[test]],
         groups=np.asarray(targets.group_names)[targets.groups[test]],
         keys=np.asarray(dataset.keys)[test],
+        **_thumbnails(dataset, test),
     )
     atomic.write_text(args.out / "scores.csv", scores.to_csv(rows))
     atomic.write_text(args.out / "scores.json", scores.to_json(document))

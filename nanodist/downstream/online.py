@@ -6,11 +6,14 @@ from the given store, so keep a test store of its own for :mod:`nanodist.downstr
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
+from hpc import atomic
 from hpc.errors import UserError
 from hpc.topology import Topology
 from nanodist.downstream.labels import Targets, draw_order, encode, first, hold_out, without
@@ -23,6 +26,7 @@ from nanodist.pretrain.task import PretrainTask
 from nanodist.shards import Store
 
 I64 = npt.NDArray[np.int64]
+Draw = Callable[[npt.NDArray[np.float32], Sequence[str]], bytes]
 DRAWS, TEST_SHARE, LINEAR_C = 5, 0.5, 1.0
 
 
@@ -36,10 +40,11 @@ class OnlineEvaluation:
         config: the recipe's section.
         store: with labels.
         topology: which rank this is.
+        draw: gives a PNG of features (n, d) and their classes, for the task's ``pictures``; ``None``: nothing is drawn.
     """
 
-    def __init__(self, config: EvaluationConfig, store: Store, topology: Topology) -> None:
-        self._config, self._store, self._topology = config, store, topology
+    def __init__(self, config: EvaluationConfig, store: Store, topology: Topology, draw: Draw | None = None) -> None:
+        self._config, self._store, self._topology, self._draw = config, store, topology, draw
         labelled = np.asarray([i for i, label in enumerate(store.labels) if label is not None], np.int64)
         if not len(labelled):
             raise UserError(f"evaluation.store {config.store} has no labels; pack it with --labels")
@@ -73,6 +78,10 @@ class OnlineEvaluation:
             probe = SoftmaxRegression(rows[chosen] * len(rows[0]) ** 0.5, y[chosen], classes)
             said = probe.predict(rows[self._test] * len(rows[0]) ** 0.5, [LINEAR_C])[0]
             linear.append(balanced_accuracy(confusion_matrix(truth, said, classes)))
+        if self._draw is not None and task.pictures is not None:
+            names = [self._targets.classes[c] for c in truth.tolist()]
+            png = self._draw(features[self._test], names)
+            atomic.write_bytes(task.pictures / f"embeddings-{task.step:08d}.png", png)
         figures = {"eval_knn": float(np.mean(knn)), "eval_linear": float(np.mean(linear))}
         return {**figures, "score": -figures["eval_linear"]}
 
@@ -103,8 +112,8 @@ class OnlineEvaluation:
         return self._encoder
 
 
-def online_evaluation(recipe: PretrainRecipe, topology: Topology) -> OnlineEvaluation | None:
-    """The evaluation that ``recipe`` asks for, or ``None``.
+def online_evaluation(recipe: PretrainRecipe, topology: Topology, draw: Draw | None = None) -> OnlineEvaluation | None:
+    """The evaluation that ``recipe`` asks for, or ``None``; ``draw`` as :class:`OnlineEvaluation` takes it.
 
     Raises:
         UserError: its store is missing, or has no labels that could be told apart.
@@ -113,4 +122,4 @@ def online_evaluation(recipe: PretrainRecipe, topology: Topology) -> OnlineEvalu
         return None
     if recipe.engine.zero_stage == 3:
         raise UserError("online evaluation needs whole weights on each rank: set engine.zero_stage below 3")
-    return OnlineEvaluation(recipe.evaluation, Store.open(recipe.evaluation.store), topology)
+    return OnlineEvaluation(recipe.evaluation, Store.open(recipe.evaluation.store), topology, draw)

@@ -86,6 +86,7 @@ def _run(
     world = dist.new_group() if topology.world_size > 1 else None
     task = _task(recipe, store, topology, device, world)
     task.evaluator = make_evaluator(recipe, topology) if make_evaluator is not None else None
+    task.pictures = run.pictures
     # Only now, so that a recipe whose model cannot be built leaves no run directory.
     prepare_run_dir(recipe, topology, run, fingerprint, what)
     tell = say if topology.is_main else say_nothing

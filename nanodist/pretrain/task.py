@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,11 @@ class PretrainTask:
         layout: BatchNorm groups.
         group: process group of all ranks, for the objective; ``None`` for one process.
         micro_batches: parts that this rank's samples of a step pass in, one after the other.
+
+    Attributes:
+        evaluator: measures the encoder while it trains; ``None``: nothing does.
+        pictures: folder for what it draws; ``None``: it draws nothing.
+        step: the one that is trained, from 1.
     """
 
     def __init__(
@@ -62,6 +68,8 @@ class PretrainTask:
         self.partners = GroupPartners(store, recipe.seed) if recipe.data.positives == "group" else None
         self.objective = build_objective(recipe.objective)
         self.evaluator: Callable[[PretrainTask], dict[str, float]] | None = None
+        self.pictures: Path | None = None
+        self.step = 0
         self._replaced: list[tuple[str, str, str]] = []
         self._told = 0
 
@@ -87,7 +95,9 @@ class PretrainTask:
         )
         self._replaced, self._told = loader.replaced, 0
         try:
-            yield from loader
+            for batch in loader:
+                self.step = batch.step + 1
+                yield batch
         finally:
             loader.close()
 

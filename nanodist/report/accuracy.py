@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from hpc.config import flatten
 from nanodist.report import curves, figures
+from nanodist.report import maps as maps_of
 from nanodist.report.collect import Probe
 from nanodist.report.curves import Curve
 from nanodist.report.markup import (
@@ -63,8 +66,10 @@ def maps(probes: Sequence[Probe]) -> str:
         if probe.features is None or probe.labels is None:
             parts.append(missing(f"No map for {probe.name}: {probe.problem}."))
             continue
-        png, method = figures.embedding_map(probe.features, [str(label) for label in probe.labels])
-        drawn = figures.picture(png, share) or png
+        chosen, points, method = maps_of.lay_out(probe.features)
+        labels = [str(probe.labels[i]) for i in chosen]
+        png = maps_of.embedding_map(points, labels)
+        drawn = figures.picture(png, share // 2) or png
         counts = {name: int((probe.labels == name).sum()) for name in sorted(set(probe.labels))}
         caption = (
             f"{probe.encoder}: {len(probe.features)} test images of {len(counts)} classes; {method} of the features. "
@@ -72,8 +77,26 @@ def maps(probes: Sequence[Probe]) -> str:
         )
         alternative = f"Map of {len(probe.features)} embeddings of {len(counts)} classes; counts below"
         parts.append(figure(image(figures.data_uri(drawn), alternative), caption))
+        parts.append(_with_pictures(probe, points, labels, chosen.tolist(), share // 2))
         parts.append(details("Images per class", table(["class", "test images"], counts.items())))
     return section("map", "Map of the embeddings", "".join(parts))
+
+
+def _with_pictures(probe: Probe, points: Any, labels: Sequence[str], chosen: Sequence[int], share: int) -> str:
+    """The same map with small pictures, where the probe kept some."""
+    if probe.thumbnails is None:
+        return ""
+    place = {row: k for k, row in enumerate(chosen)}
+    known = [(place[row], picture) for row, picture in probe.thumbnails.items() if row in place]
+    if not known:
+        return ""
+    # In an order of no meaning, as the first at a place hides the others.
+    known = [known[i] for i in np.random.default_rng(0).permutation(len(known))]
+    rows, pictures = [k for k, _ in known], np.stack([picture for _, picture in known])
+    png, count = maps_of.thumbnail_map(points[rows], [labels[k] for k in rows], pictures)
+    drawn = figures.picture(png, share) or png
+    caption = f"The same map with {count} of the images themselves; a frame has the colour of the class."
+    return figure(image(figures.data_uri(drawn), f"Map of embeddings with {count} images at their places"), caption)
 
 
 def chance(probes: Sequence[Probe]) -> float | None:

@@ -17,6 +17,7 @@ from hpc import run_dir
 from hpc.errors import UserError
 
 MAX_EMBEDDING_BYTES = 1 << 30
+MAX_THUMBNAIL_PX = 128
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Probe:
         features: (n, d) embeddings of test images, or ``None``.
         labels: their (n,) classes.
         problem: why there are no features, in words.
+        thumbnails: row of ``features`` -> its picture (S, S), for some of them; ``None`` where the probe kept none.
     """
 
     path: Path
@@ -56,6 +58,7 @@ class Probe:
     features: npt.NDArray[np.float32] | None = None
     labels: npt.NDArray[np.str_] | None = None
     problem: str = ""
+    thumbnails: dict[int, npt.NDArray[np.uint8]] | None = None
 
     @property
     def summary(self) -> list[dict[str, Any]]:
@@ -175,7 +178,8 @@ def read_probe(path: Path) -> Probe:
     folder = file.resolve().parent
     name = folder.parent.name if folder.name == "probe" else folder.name
     features, labels, problem = _embedding(folder / "embedding.npz")
-    return Probe(folder, name, data, features, labels, problem)
+    pictures = None if features is None else _thumbnails(folder / "embedding.npz", len(features))
+    return Probe(folder, name, data, features, labels, problem, pictures)
 
 
 def default_probes(runs: Iterable[Run]) -> list[Path]:
@@ -198,6 +202,19 @@ def _embedding(path: Path) -> tuple[npt.NDArray[np.float32] | None, npt.NDArray[
     if features.ndim != 2 or len(features) != len(labels) or not np.isfinite(features).all():
         return None, None, "embedding.npz does not hold finite features (n, d) with n labels"
     return features, labels, ""
+
+
+def _thumbnails(path: Path, count: int) -> dict[int, npt.NDArray[np.uint8]] | None:
+    """Small pictures of some rows; ``None`` where there are none, or not what they should be."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            rows, pictures = np.asarray(arrays["thumbnail_rows"]), np.asarray(arrays["thumbnails"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    good = rows.ndim == 1 and pictures.ndim == 3 and len(rows) == len(pictures) and pictures.dtype == np.uint8
+    if not good or pictures.shape[1] != pictures.shape[2] or not 1 <= pictures.shape[1] <= MAX_THUMBNAIL_PX:
+        return None
+    return {int(row): picture for row, picture in zip(rows, pictures, strict=True) if 0 <= row < count}
 
 
 def _first(arrays: Mapping[str, Any], *names: str) -> Any:

@@ -18,6 +18,7 @@ COMMON: dict[str, Panels] = {
     "Optimizer": (
         ("Learning rate", ("lr",)),
         ("Gradient norm", ("gradient_norm",)),
+        ("Trust ratios (LARS, LAMB)", ("trust_ratio_min", "trust_ratio_median", "trust_ratio_max")),
     ),
     "Machine": (
         ("Processor, %", ("system.cpu",)),
@@ -44,6 +45,24 @@ KINDS: dict[str, dict[str, Panels]] = {
             ("Intersection over union", ("validation_iou",)),
         ),
     },
+    "pairvae": {
+        "Training": (
+            ("Loss", ("loss",)),
+            ("From one to the other", ("term_saxs_sem", "term_sem_saxs")),
+            ("From each to itself", ("term_saxs_saxs", "term_sem_sem")),
+            ("Physics of the generated pattern", ("term_physics",)),
+        ),
+        "Latent space": (
+            ("Divergence from the prior", ("term_kl_saxs", "term_kl_sem", "term_kl")),
+            ("Coupling of both latents", ("term_coupling",)),
+        ),
+    },
+}
+# What a run draws (files of ``pictures/`` and ``report/views.png``), and what is added when it has ended.
+PICTURES = {
+    "pretrain": ("views", "embeddings", "label-efficiency", "embeddings-map"),
+    "finetune": ("overlays", *(f"test-worst-{place}" for place in range(1, 7))),
+    "pairvae": ("reconstructions",),
 }
 
 
@@ -51,7 +70,7 @@ def build_dashboard(kind: str, project: str, entity: str = "", groups: Sequence[
     """The workspace of a kind of job, as ``wandb_workspaces`` has it; nothing is sent.
 
     Args:
-        kind: ``pretrain``, ``finetune`` or ``sweep``: the fine-tunings of all sweeps, or of ``groups``.
+        kind: ``pretrain``, ``finetune``, ``pairvae`` or ``sweep``: the fine-tunings of all sweeps, or of ``groups``.
         project: W&B project.
         entity: W&B team or user; empty: the one that is logged in.
         groups: W&B groups that are shown; all, where there is none.
@@ -99,7 +118,7 @@ def dashboard_kinds() -> tuple[str, ...]:
 
 
 def _pictures(job: str) -> list[str]:
-    return ["pictures/views"] if job == "pretrain" else ["pictures/overlays"]
+    return [f"pictures/{name}" for name in PICTURES[job]]
 
 
 def _summary(workspaces: Any, reports: Any) -> Any:
@@ -109,8 +128,10 @@ def _summary(workspaces: Any, reports: Any) -> Any:
             title=f"{title} over labels per class", x="config:data.labels_per_class", y=f"summary:{name}"
         )
         for title, name in (
+            ("Test balanced accuracy", "test/balanced_accuracy"),
+            ("Test intersection over union", "test/iou"),
             ("Validation balanced accuracy", "validation_balanced_accuracy"),
-            ("intersection over union", "validation_iou"),
+            ("Validation intersection over union", "validation_iou"),
         )
     ]
     return workspaces.Section(name="Label efficiency", is_open=True, panels=plots)

@@ -29,7 +29,6 @@ INK = "#010203"
 RULE = "#040506"
 # Points of all curves of a panel together; each has at least the second number, and one drawn faintly the third.
 PANEL_POINTS, FEWEST_POINTS, FAINT_POINTS = 3000, 120, 30
-MAX_MAP_POINTS = 1500
 OTHERS, FAINT = "other runs", "#9aa3ab"
 
 
@@ -94,13 +93,13 @@ def panels(drawn: Sequence[Panel], columns: int, width: float = 9.0, height: flo
         width: of a row in inches, which sets how large its text is.
         height: of a panel in inches.
     """
-    with _settings():
+    with settings():
         every = "".join(_panel_svg(panel, i, width / columns, height) for i, panel in enumerate(drawn))
     return f'{_legend(drawn)}<div class="panels" style="--columns:{columns}">{every}</div>'
 
 
 def _panel_svg(panel: Panel, number: int, width: float, height: float) -> str:
-    figure = _figure(width, height)
+    figure = new_figure(width, height)
     # Margins in inches, set by hand: matplotlib's layout engines draw every figure twice.
     figure.subplots_adjust(0.62 / width, 0.5 / height, 1 - 0.15 / width, 1 - 0.32 / height)
     ax = figure.add_subplot()
@@ -183,52 +182,6 @@ def tick(value: float) -> str:
     return text.replace("-", "\u2212")
 
 
-def embedding_map(features: npt.NDArray[np.float32], labels: Sequence[str]) -> tuple[bytes, str]:
-    """A 2D map of ``features`` (n, d) coloured by class, as PNG bytes and the name of the method.
-
-    PCA alone for fewer than 50 points, otherwise PCA to at most 50 axes and t-SNE (van der Maaten and Hinton, JMLR
-    2008) with a fixed seed. At most ``MAX_MAP_POINTS`` evenly spaced points are drawn.
-    """
-    if len(features) > MAX_MAP_POINTS:
-        chosen = np.linspace(0, len(features) - 1, MAX_MAP_POINTS).astype(int)
-        features, labels = features[chosen], [labels[i] for i in chosen]
-    points, method = project(features)
-    classes = sorted(set(labels))
-    member = np.asarray(labels)
-    with _settings():
-        figure = _figure(8.0, 5.4, face="white", layout="constrained")
-        ax = figure.add_subplot()
-        for index, name in enumerate(classes):
-            x, y = points[member == name].T
-            mark = MARKERS[index // len(PALETTE) % len(MARKERS)]
-            ax.scatter(x, y, s=22, c=colour(index), marker=mark, linewidths=0.3, edgecolors="white", label=_short(name))
-        ax.set(xticks=[], yticks=[], aspect="equal")
-        ax.set_adjustable("datalim")
-        ax.spines[:].set_visible(True)
-        ax.spines[:].set_color("#cccccc")
-        if len(classes) <= 40:
-            figure.legend(loc="outside right upper", frameon=False, labelcolor="#222222", ncols=-(-len(classes) // 22))
-        return _png(figure), method
-
-
-def project(features: npt.NDArray[np.float32]) -> tuple[Array, str]:
-    """``features`` (n, d) on a plane (n, 2), and the method's name; the same for the same input."""
-    from sklearn.decomposition import PCA
-    from sklearn.manifold import TSNE
-
-    count, width = features.shape
-    if count < 3 or width < 2 or not np.ptp(features, axis=0).any():
-        flat = np.zeros((count, 2))
-        flat[:, : min(width, 2)] = features[:, :2]
-        return flat, "raw axes"
-    if count < 50:
-        return PCA(2, svd_solver="full").fit_transform(features.astype(np.float64)), "PCA"
-    reduced = PCA(min(50, width, count - 1), svd_solver="full").fit_transform(features.astype(np.float64))
-    perplexity = min(30.0, (count - 1) / 3)
-    plane = TSNE(2, perplexity=perplexity, init="pca", random_state=0, n_jobs=1).fit_transform(reduced)
-    return plane.astype(np.float64), "PCA, then t-SNE"
-
-
 def picture(data: bytes, max_bytes: int) -> bytes | None:
     """An image file as PNG (or, where that is over ``max_bytes``, JPEG of falling size); ``None`` if unreadable."""
     from PIL import Image
@@ -272,7 +225,8 @@ def _encode(image: Any, kind: str) -> bytes:
     return buffer.getvalue()
 
 
-def _settings() -> Any:
+def settings() -> Any:
+    """Matplotlib's settings for all figures, to be entered."""
     import matplotlib
 
     return matplotlib.rc_context(
@@ -298,7 +252,8 @@ def _settings() -> Any:
     )
 
 
-def _figure(width: float, height: float, face: str = "none", layout: Any = None) -> Figure:
+def new_figure(width: float, height: float, face: str = "none", layout: Any = None) -> Figure:
+    """An empty figure of ``width`` by ``height`` inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -307,11 +262,8 @@ def _figure(width: float, height: float, face: str = "none", layout: Any = None)
     return figure
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """A figure as PNG."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=140, metadata={"Software": None})
     return buffer.getvalue()
-
-
-def _short(name: str, length: int = 24) -> str:
-    return name if len(name) <= length else name[: length - 1] + "…"

@@ -75,9 +75,12 @@ def _table(name: str, direction: str, rows: Sequence[dict[str, Any]], items: Any
     metrics = list(dict.fromkeys(str(row.get("score")) for row in rows))
     methods = list(dict.fromkeys(str(row.get("method")) for row in rows))
     known = {(str(row.get("method")), str(row.get("score"))): row for row in rows}
-    best = {
-        m: min((v for k in methods if (v := _median(known.get((k, m)))) is not None), default=None) for m in metrics
-    }
+    # Rebuilding an item from itself is another task, and the truth is no method.
+    ranked = [name for name in methods if "(" not in name and not name.startswith("the true")]
+    best = {}
+    for metric in metrics:
+        values = [_median(known.get((method, metric))) for method in ranked]
+        best[metric] = min((value for value in values if value is not None), default=None)
     body = []
     for method in methods:
         cells = []
@@ -87,7 +90,7 @@ def _table(name: str, direction: str, rows: Sequence[dict[str, Any]], items: Any
             if row is None or value is None:
                 cells.append(Markup("–"))
                 continue
-            mark = ' class="best"' if value == best[metric] and method != "the true image itself" else ""
+            mark = ' class="best"' if value == best[metric] and method in ranked else ""
             span = f"{number(row.get('low'), 2)} to {number(row.get('high'), 2)}"
             cells.append(Markup(f'<span{mark}>{number(value, 3)}</span><span class="interval">{escaped(span)}</span>'))
         body.append((method, *cells))

@@ -66,19 +66,28 @@ def pipeline(work: Path, objectives: Sequence[str]) -> Path:
     return work / "pipelines" / "wires" / "report.html"
 
 
+def browser() -> str:
+    """A Chromium.
+
+    Raises:
+        SystemExit: there is none.
+    """
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None:
+        raise SystemExit(f"none of {', '.join(BROWSERS)} is installed")
+    return found
+
+
 def picture(page: Path, out: Path, height_px: int) -> None:
     """The upper ``height_px`` of a page as PNG.
 
     Raises:
         SystemExit: there is no Chromium, or it wrote nothing.
     """
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
-        raise SystemExit(f"none of {', '.join(BROWSERS)} is installed")
-    line = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--screenshot={out}"]
+    line = [browser(), "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--screenshot={out}"]
     subprocess.run([*line, f"--window-size=1040,{height_px}", page.as_uri()], check=True, capture_output=True)
     if not out.is_file():
-        raise SystemExit(f"{browser} wrote no picture")
+        raise SystemExit("the browser wrote no picture")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,14 +8,18 @@ import torch
 
 from hpc import slow
 from hpc.clock import Clock
-from hpc.optimizers import OptimizerConfig
+from hpc.optimizers import OptimizerConfig, trust
 from hpc.task import Plan, SavingConfig
 from nanodist.cli import main
 from nanodist.downstream import online
+from nanodist.downstream.finetune import run as finetune
 from nanodist.downstream.finetune import task as classify
 from nanodist.downstream.segment import task as segment
 from nanodist.objectives.collapse import collapse_measures
-from nanodist.report.dashboard import COMMON, KINDS, build_dashboard
+from nanodist.pairvae import lu2023, modern, modern_parts
+from nanodist.pairvae import task as pairvae
+from nanodist.report import for_wandb
+from nanodist.report.dashboard import COMMON, KINDS, PICTURES, build_dashboard
 from tests.wandb_server import WandbServer
 
 pytest.importorskip("wandb_workspaces")
@@ -30,12 +34,23 @@ def test_every_metric_is_logged_by_some_run():
     x = torch.eye(4)
     lines = Clock(Plan(1, 1, 1, OptimizerConfig(), SavingConfig()), 0, False).line(1)
     logged = {*lines, *collapse_measures(x, x), "loss", "lr", "gradient_norm"}
-    texts = "".join(inspect.getsource(module) for module in (slow, online, classify, segment))
+    modules = (slow, online, classify, segment, trust, modern, modern_parts, lu2023)
+    texts = "".join(inspect.getsource(module) for module in modules)
     shown = set().union(*map(_names, (COMMON, *KINDS.values())))
-    assert [n for n in shown - logged if not n.startswith("system.") and f'"{n}"' not in texts] == []
+    # A PairVAE's terms are logged as term_NAME.
+    named = {n: n.removeprefix("term_") for n in shown - logged if not n.startswith("system.")}
+    assert [n for n, name in named.items() if f'"{name}"' not in texts] == []
 
 
-@pytest.mark.parametrize("kind", ["pretrain", "finetune", "sweep"])
+def test_every_picture_is_drawn_by_some_run():
+    drawn = inspect.getsource(segment) + inspect.getsource(online) + inspect.getsource(pairvae)
+    after = inspect.getsource(for_wandb) + inspect.getsource(finetune)
+    for name in {name for names in PICTURES.values() for name in names} - {"views"}:
+        stem = name if "test-worst" not in name else "test-worst-"
+        assert f'"{stem}-{{' in drawn or f"pictures/{stem}" in after, name
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "finetune", "pairvae", "sweep"])
 def test_the_specification_holds_the_panels_and_shows_its_jobs_only(kind, tmp_path):
     assert main(["dashboard", kind, "--project", "tem", "--group", "virus", "--out", str(tmp_path / "d.json")]) == 0
     section = json.loads((tmp_path / "d.json").read_text())["spec"]["section"]

@@ -19,7 +19,7 @@ from PIL import Image
 
 from hpc.errors import UserError
 from nanodist import cli
-from nanodist.report import figures
+from nanodist.report import figures, maps
 from nanodist.report.collect import read_metrics, read_probe, read_run
 from nanodist.report.page import render, write_report
 
@@ -331,13 +331,13 @@ def test_runs_of_one_name_get_numbers(tmp_path):
 def test_projection(count, method):
     features = np.random.default_rng(0).normal(size=(count, 6)).astype(np.float32)
     features[: count // 2, 0] += 50.0
-    points, found = figures.project(features)
+    points, found = maps.project(features)
     assert found == method and points.shape == (count, 2) and np.isfinite(points).all()
     if count > 2:  # the two groups stay apart
         a, b = points[: count // 2], points[count // 2 :]
         gap = np.linalg.norm(a.mean(0) - b.mean(0))
         assert gap > max(np.linalg.norm(a - a.mean(0), axis=1).mean(), np.linalg.norm(b - b.mean(0), axis=1).mean())
-        assert np.array_equal(points, figures.project(features)[0])
+        assert np.array_equal(points, maps.project(features)[0])
 
 
 def test_ticks_are_short():

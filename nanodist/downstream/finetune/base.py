@@ -34,6 +34,10 @@ class LabelledTask(ABC):
         layout: BatchNorm groups.
         group: process group of all ranks; ``None`` for one process.
         micro_batches: parts that this rank's samples of a step pass in.
+
+    Attributes:
+        step: the one that is trained, from 1.
+        pictures: folder for pictures of evaluations; ``None``: none are drawn.
     """
 
     kind = ""
@@ -53,6 +57,8 @@ class LabelledTask(ABC):
         self.batch_size = recipe.train.batch_size(len(labels.train))
         self.tile_px = labels.check_one_size()
         self._best, self._looks_since = math.inf, 0
+        self.step = 0
+        self.pictures: Path | None = None
         self.module: nn.Module = self.build()
 
     @abstractmethod
@@ -63,7 +69,9 @@ class LabelledTask(ABC):
         """This rank's part of every global batch from ``start_step`` on."""
         here = self.topology
         shape = (self.batch_size, here.rank, here.world_size, self.micro_batches)
-        return batches(self.labels, self.recipe.seed, *shape, start_step)
+        for batch in batches(self.labels, self.recipe.seed, *shape, start_step):
+            self.step = batch.step + 1
+            yield batch
 
     def parts(self, batch: LabelledBatch) -> list[Tensor]:
         """The views (m, 1, S, S) in [0, 1] of each micro-batch."""

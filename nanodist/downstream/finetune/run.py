@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from hpc.preemption import Preemption
 from hpc.run_dir import RunDir
 from hpc.task import Plan, TrainState
 from hpc.topology import Topology, detect
+from hpc.wandb_after import tell
 from nanodist._version import __version__
 from nanodist.downstream.finetune.base import LabelledTask
 from nanodist.downstream.finetune.data import Labels
@@ -88,6 +90,7 @@ def _run(
     batch, group = recipe.train.batch_size(len(labels.train)), recipe.train.group_size(len(labels.train))
     layout = batch_norm.make_layout(batch, group, topology.rank, topology.world_size, micro_batches)
     task = _task_type(recipe)(recipe, labels, topology, device, layout, world, micro_batches)
+    task.pictures = run.pictures
     prepare_run_dir(recipe, topology, run, *identity)
     plan = make_plan(recipe, labels)
 
@@ -133,6 +136,19 @@ def _test(task: LabelledTask, run: RunDir, fingerprint: str) -> None:
     said = task.test(run.path, chosen.name, fingerprint)
     if task.topology.is_main:
         say(said)
+        _tell(run)
+
+
+def _tell(run: RunDir) -> None:
+    """Test scores and the worst masks, for W&B where it has the run."""
+    rows = json.loads((run.path / SCORES_FILE).read_bytes())["rows"]
+    figures = {
+        f"test/{name}": rows[0][name] for name in ("balanced_accuracy", "macro_f1", "accuracy") if name in rows[0]
+    }
+    figures |= {f"test/{r['metric']}": r["mean"] for r in rows if r.get("class") == "all but background"}
+    worst = sorted((run.report / "overlays").glob("*.png"))[:6]
+    pictures = {f"pictures/test-worst-{place + 1}": file.read_bytes() for place, file in enumerate(worst)}
+    tell(run.path, figures=figures, pictures=pictures)
 
 
 def _announce(

@@ -12,9 +12,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from hpc import atomic
 from hpc.collectives import sum_of_shares
 from nanodist.downstream.finetune.base import LabelledTask
 from nanodist.downstream.finetune.data import LabelledBatch
+from nanodist.downstream.segment import overlays
 from nanodist.downstream.segment.data import Masks
 from nanodist.downstream.segment.loss import dice_and_cross_entropy, mean_iou
 from nanodist.downstream.segment.maps import class_maps
@@ -65,8 +67,11 @@ class SegmentTask(LabelledTask):
         if not len(numbers):
             return {}
         found = torch.zeros(2, len(numbers), dtype=torch.float64, device=self.device)
+        shown: list[bytes] = []
         for i in range(self.topology.rank, len(numbers), self.topology.world_size):
             likely = torch.from_numpy(self.predict(int(numbers[i])))
+            if self.pictures is not None and self.topology.is_main and len(shown) < overlays.SHOWN:
+                shown.append(self._drawn(int(numbers[i]), likely.argmax(0).numpy().astype(np.uint8)))
             classes = torch.from_numpy(self.masks.mask(int(numbers[i])).astype(np.int64))
             logits = likely.clamp_min(1e-6).log()[None]
             found[0, i] = dice_and_cross_entropy(logits, classes[None], self.recipe.decoder.dice_weight)[0]
@@ -74,25 +79,50 @@ class SegmentTask(LabelledTask):
         if self.group is not None:
             # Every image has one rank that gives its figures, so the sum is exact.
             dist.all_reduce(found, group=self.group)
+        self._show(shown)
         loss, iou = (float(value) for value in found.mean(1))
         self.judge(loss)
         return {"validation_loss": loss, "validation_iou": iou, "score": loss}
 
+    def _drawn(self, number: int, predicted: npt.NDArray[np.uint8]) -> bytes:
+        return overlays.draw(self.labels.image(number), self.masks.mask(number), predicted)
+
+    def _show(self, pngs: list[bytes]) -> None:
+        """A sheet of validation images in ``pictures``; the one before it goes."""
+        if self.pictures is None or not pngs:
+            return
+        for old in self.pictures.glob("overlays-*.png"):
+            old.unlink(missing_ok=True)
+        atomic.write_bytes(self.pictures / f"overlays-{self.step:08d}.png", overlays.sheet(pngs))
+
     def test(self, folder: Path, checkpoint: str, fingerprint: str) -> str:
-        """Scores of every image of the test part; the ranks share them."""
+        """Scores of every image of the test part, and pictures of the worst; the ranks share them."""
         numbers = self.labels.test
-        mine: list[ImageScores] = []
+        mine: list[tuple[ImageScores, overlays.Overlay]] = []
         for i in range(self.topology.rank, len(numbers), self.topology.world_size):
-            predicted = self.predict(int(numbers[i])).argmax(0).astype(np.uint8)
-            mine.append(image_scores(i, predicted, self.masks.mask(int(numbers[i])), len(self.masks.values)))
-        every: list[list[ImageScores]] = [mine]
+            predicted, truth = (
+                self.predict(int(numbers[i])).argmax(0).astype(np.uint8),
+                self.masks.mask(int(numbers[i])),
+            )
+            score = image_scores(i, predicted, truth, len(self.masks.values))
+            mine.append((score, overlays.overlay(score, self.labels.image(int(numbers[i])), truth, predicted)))
+        sent = ([score for score, _ in mine], overlays.worst([one for _, one in mine]))
+        every = [sent]
         if self.group is not None:
-            every = [[] for _ in range(self.topology.world_size)]
-            dist.all_gather_object(every, mine, group=self.group)
+            every = [sent] * self.topology.world_size
+            dist.all_gather_object(every, sent, group=self.group)
         if not self.topology.is_main:
             return ""
-        scores = sorted((one for part in every for one in part), key=lambda one: one.number)
+        scores = sorted((one for part, _ in every for one in part), key=lambda one: one.number)
+        self._keep_worst(folder / "report", overlays.worst([one for _, part in every for one in part]))
         return write_scores(folder, self.recipe, self.masks, scores, checkpoint, fingerprint)
+
+    def _keep_worst(self, folder: Path, found: list[overlays.Overlay]) -> None:
+        targets, names = self.masks.targets, []
+        for one in found:
+            number = int(self.masks.test[one.number])
+            names.append((self.masks.dataset.keys[number], targets.group_names[targets.groups[number]]))
+        overlays.write(folder, found, names)
 
     def description(self) -> dict[str, Any]:
         """Classes, and how images are read and decoded."""
