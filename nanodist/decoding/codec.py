@@ -99,8 +99,12 @@ def probe(data: bytes | memoryview, suffix: str) -> tuple[int, int, int]:
     Raises:
         ValueError: no grey image of a format that is read, or more than 2^29 pixels.
     """
-    probes = {"png": _probe_png, "jpg": _probe_jpeg, "jpeg": _probe_jpeg, "npy": _probe_npy}
-    height, width, depth = probes.get(suffix, _probe_pillow)(bytes(data[: 1 << 20]) if suffix != "tif" else bytes(data))
+    found = _VIEW_PROBES.get(suffix)
+    if found is not None:
+        height, width, depth = found(memoryview(data))
+    else:
+        reader = _probe_npy if suffix == "npy" else _probe_pillow
+        height, width, depth = reader(bytes(data[: 1 << 20]) if suffix != "tif" else bytes(data))
     if not 0 < height * width <= _MAX_PIXELS:
         raise ValueError(f"it claims {height} x {width} pixels")
     return height, width, depth
@@ -219,7 +223,7 @@ def _decode_zstd(strip: memoryview, out: Pixels) -> None:
 # What other programs write.
 
 
-def _probe_png(data: bytes) -> tuple[int, int, int]:
+def _probe_png(data: memoryview) -> tuple[int, int, int]:
     if data[:8] != b"\x89PNG\r\n\x1a\n" or data[12:16] != b"IHDR" or len(data) < 33:
         raise ValueError("no readable PNG (its header is damaged)")
     width, height, depth, colour = struct.unpack(">IIBB", data[16:26])
@@ -228,7 +232,7 @@ def _probe_png(data: bytes) -> tuple[int, int, int]:
     return height, width, depth
 
 
-def _probe_jpeg(data: bytes) -> tuple[int, int, int]:
+def _probe_jpeg(data: memoryview) -> tuple[int, int, int]:
     place = 2
     while data[:2] == b"\xff\xd8" and place + 9 < len(data) and data[place] == 0xFF:
         marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
@@ -239,6 +243,10 @@ def _probe_jpeg(data: bytes) -> tuple[int, int, int]:
             return height, width, 8
         place += 2 + length
     raise ValueError("no readable JPEG (its header is damaged)")
+
+
+# They look at the first bytes, of which no copy is made.
+_VIEW_PROBES = {"png": _probe_png, "jpg": _probe_jpeg, "jpeg": _probe_jpeg}
 
 
 def _probe_pillow(data: bytes) -> tuple[int, int, int]:
@@ -256,6 +264,7 @@ def _read_pillow(data: bytes | memoryview, out: Pixels) -> None:
     out[:] = _failing("image", pixels)
 
 
+@lru_cache(16)
 def _reader(suffix: str) -> Callable[[bytes | memoryview, Pixels], None]:
     codecs = _imagecodecs()
 

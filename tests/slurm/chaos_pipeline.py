@@ -40,15 +40,15 @@ _PLACE = ("run_dir", "seconds", "overhead_s", "tries", "log", "encoder", "reason
 def write(out: Path, name: str, steps: int, seeds: int, masks: bool = True) -> Path:
     """The store and the files of a pipeline in ``out``; the pipeline's folder."""
     out.mkdir(parents=True, exist_ok=True)
-    if not (out / "store").is_dir():
+    if not (out / "wires").is_dir():
         made = ("--micrographs", "6", "--size", "96", "--seed", "0", "--workers", "1")
         nanodist(out, "synth", "wires", "--out", "synth", *made)
         packed = ("--labels", "folder", "--masks", "images=truth", "--tile", "96", "--workers", "1")
-        nanodist(out, "pack", "synth/images", *packed, "--out", "store")
+        nanodist(out, "pack", "synth/images", *packed, "--out", "wires")
     (out / "pre.yaml").write_text(json.dumps(PRETRAIN))
     (out / "fine.yaml").write_text(json.dumps(FINETUNE))
     draws = [*range(seeds)]
-    shared = {"store": str(out / "store")}
+    shared = {"store": str(out / "wires")}
     segment = {**shared, "task": "segmentation", "decoder.width": 16}
     probes = {**shared, "labels_per_class": "1", "splits": 1, "seeds": 2}
     sweeps = {
