@@ -30,7 +30,7 @@ VALIDATION = (
 RATIOS = (("trust_ratio_median", "Trust ratio, median over parameters"),)
 MOST_TERMS = 4
 # Of many runs so many have a colour and a name, and so many more are drawn faintly.
-MOST_LINES, MOST_FAINT = 8, 200
+MOST_LINES, MOST_FAINT = 8, 100
 BASELINE_KINDS = ("random", "texture")
 
 

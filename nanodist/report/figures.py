@@ -28,7 +28,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 INK = "#010203"
 RULE = "#040506"
 # Points of all curves of a panel together; each has at least the second number, and one drawn faintly the third.
-PANEL_POINTS, FEWEST_POINTS, FAINT_POINTS = 3000, 120, 30
+PANEL_POINTS, FEWEST_POINTS, FAINT_POINTS = 3000, 120, 24
 OTHERS, FAINT = "other runs", "#9aa3ab"
 
 

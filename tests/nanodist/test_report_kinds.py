@@ -224,17 +224,20 @@ def test_tables_sort_curves_zoom_and_a_phone_shows_the_page(tmp_path, browser):
     assert "CONSOLE" not in done.stderr
     found = json.loads(re.search("<title>(.*?)</title>", done.stdout).group(1))
     assert found["sorted"] == ["3", "20", "–"]
-    # 3 curves; the axis goes from about 50 to 75 of what went from 0 to 100.
-    assert found["near"]["moved"] == 3 and found["near"]["ticks"][:2] == ["55", "60"]
+    # 3 curves; the axis goes from about 50 to 77 of what went from -5 to 105.
+    assert found["near"]["moved"] == 3 and found["near"]["ticks"][:2] == ["60", "70"]
     assert found["far"] == {"moved": 0, "ticks": []}
-    assert found["wide"] == 375  # the page itself does not scroll sideways
+    assert found["wide"] <= 375  # the page itself does not scroll sideways
 
 
 def test_five_hundred_runs_make_a_page_of_a_megabyte(tmp_path):
     from dataclasses import replace
 
-    one = read_run(make_run(tmp_path / "run"))
+    run = make_run(tmp_path / "run")
+    lines = [json.dumps({"step": step, "loss": 1 / step, "images_per_s": 9.0}) for step in range(1, 200)]
+    (run / "metrics.jsonl").write_text("\n".join(lines))
+    one = read_run(run)
     many = [replace(one, name=f"run {i}", recipe={**one.recipe, "seed": i}) for i in range(500)]
     text = render(many, [])
-    assert len(text.encode()) < 1_500_000 and not LOADS.search(text)
+    assert len(text.encode()) < 1_000_000 and not LOADS.search(text)
     assert text.count('<tr><th scope="row">run 499</th>') >= 3  # a row in every table, also where no curve is drawn
