@@ -257,7 +257,7 @@ class Comparison:
     def _counts(self, split: int, metric: str, label: str) -> F64:
         """(n,) 1 for each unit of a split that has a value in some run, so that all runs are compared on the same."""
         there = [run.values[metric, label] for run in self._runs if int(run.what["split_seed"]) == split]
-        return np.isfinite(np.stack(there)).any(0).astype(np.float64)
+        return np.asarray(np.isfinite(np.stack(there)).any(0), np.float64)
 
 
 def _order(setting: Setting) -> tuple[bool, bool, str, str]:
