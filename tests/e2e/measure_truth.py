@@ -121,19 +121,19 @@ def check(seed: int, job: tuple[str, int]) -> Checked:
     for number, wire in enumerate(truth):
         found = [row for row in layers.wires if row["object"] == number + 1]
         best = max(found, key=lambda row: row["contour_length_nm"], default=None)
-        result.wires.append(_beside(result.name, number, wire, "border-cut" if wire["border_cut"] else "whole", best))
+        result.wires.append(beside(result.name, number, wire, "border-cut" if wire["border_cut"] else "whole", best))
     union = made.instances.any(axis=0)
     together = measure(union, PIXEL_NM, shape="wires")
     depth = made.instances.sum(axis=0)
-    touching = _touching(made.instances)
+    meets = touching(made.instances)
     trees = [cKDTree(np.asarray(line)[:, ::-1] * PIXEL_NM) for line in together.lines]
     for number, wire in enumerate(truth):
-        alone = not touching[number] and not (depth[made.instances[number]] > 1).any()
+        alone = not meets[number] and not (depth[made.instances[number]] > 1).any()
         group = "union, bundled" if morphology == "bundle" else "union, crossing"
         group = "union, apart" if alone and not wire["border_cut"] else group
         if not (alone and wire["border_cut"]):
             best = _match(wire, together, trees, made.truth["size_px"] * PIXEL_NM)
-            result.wires.append(_beside(result.name, number, wire, group, best))
+            result.wires.append(beside(result.name, number, wire, group, best))
     seen = together.image["spans_left_right"], together.image["spans_top_bottom"]
     result.percolation = seen, percolates(truth, size * PIXEL_NM)
     return result
@@ -155,7 +155,7 @@ def check_objects(seed: int, job: tuple[str, int]) -> list[tuple[str, str, float
     return found
 
 
-def _touching(instances) -> list[bool]:
+def touching(instances) -> list[bool]:
     """Whether each wire's mask, grown by two pixels, meets another's."""
     from scipy.ndimage import binary_dilation
 
@@ -175,16 +175,17 @@ def _match(wire, together, trees, field_nm):
     return together.wires[int(np.argmax(near))]
 
 
-def _beside(name: str, number: int, wire, group: str, row) -> Wire:
+def beside(name: str, number: int, wire, group: str, row) -> Wire:
+    """A true wire beside its row of ``wires.csv`` (None: not found)."""
     length = wire["visible_length_nm"] if wire["border_cut"] else wire["contour_length_nm"]
-    beside = Wire(f"{name} wire {number}", group, wire["width_nm"] / PIXEL_NM, length / PIXEL_NM)
+    one = Wire(f"{name} wire {number}", group, wire["width_nm"] / PIXEL_NM, length / PIXEL_NM)
     if row is None:
-        beside.why = "not found"
-        return beside
+        one.why = "not found"
+        return one
     width = row["width_mean_nm"]
-    beside.measured_width = None if width is None else width / PIXEL_NM
-    beside.measured_length = row["contour_length_nm"] / PIXEL_NM
-    return beside
+    one.measured_width = None if width is None else width / PIXEL_NM
+    one.measured_length = row["contour_length_nm"] / PIXEL_NM
+    return one
 
 
 def figures(wires: list[Wire]) -> dict[str, float]:
@@ -206,7 +207,8 @@ def figures(wires: list[Wire]) -> dict[str, float]:
     return result
 
 
-def _line(name: str, f: dict[str, float]) -> str:
+def line(name: str, f: dict[str, float]) -> str:
+    """A row of the table."""
     cells = [f"| {name} | {f['n']} |"]
     for what in ("width", "length"):
         if f"{what}_n" in f:
@@ -276,12 +278,12 @@ def report(checked: list[Checked]) -> dict[str, object]:
     ]
     for name in names:
         found[name] = figures(groups[name])
-        print(_line(name, figures(groups[name])))
+        print(line(name, figures(groups[name])))
         if name == "whole":
             for low, high in pairwise(BANDS):
                 band = [w for w in groups[name] if low <= w.width < high]
                 if band:
-                    print(_line(f"{name}, {low:g} to {high:g} px wide", figures(band)))
+                    print(line(f"{name}, {low:g} to {high:g} px wide", figures(band)))
     agree = [one.percolation[0] == one.percolation[1] for one in checked]
     spanning = sum(all(one.percolation[1]) for one in checked)
     print(f"\npercolation: {sum(agree)} of {len(agree)} micrographs agree; {spanning} percolate")
@@ -298,14 +300,15 @@ def _list_failures(checked: list[Checked], groups: dict[str, list[Wire]]) -> dic
     failures = dict.fromkeys(groups, 0)
     for name, wires in groups.items():
         for wire in wires:
-            text = _failure(wire)
+            text = failure(wire)
             if text:
                 failures[name] += 1
                 print(f"- {wire.name}, {name}: {text}")
     return failures
 
 
-def _failure(wire: Wire) -> str:
+def failure(wire: Wire) -> str:
+    """How far off a wire is, where that is more than 10 % or it was not found; else empty."""
     if wire.measured_length is None:
         return f"{wire.why} (true width {wire.width:.1f} px, length {wire.length:.0f} px)"
     wrong = []
