@@ -121,8 +121,8 @@ class Tracker:
             return
         self._writer = MetricsWriter(run_dir.metrics_path)
         if self.mode != "disabled":
-            wanted = {"project": project, "name": name, "group": group, "job_type": job_type, "config": config}
-            wanted |= {"inputs": inputs, "upload": upload}
+            wanted: dict[str, Any] = {"project": project, "name": name, "group": group, "job_type": job_type}
+            wanted |= {"config": config, "inputs": inputs, "upload": upload}
             self._start(run_dir, first_step, wanted)
 
     def _start(self, run_dir: RunDir, first_step: int, wanted: Mapping[str, Any]) -> None:

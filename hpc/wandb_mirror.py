@@ -183,7 +183,8 @@ def _refer(made: Any, artifact: Artifact) -> None:
             made.add_reference(address, name=name, checksum=False)
         return
     for one, address in zip(artifact.files, artifact.references().values(), strict=True):
-        made.manifest.add_entry(ArtifactManifestEntry(path=one.name, ref=address, digest=address, size=one.size))
+        told: dict[str, Any] = {"path": one.name, "ref": address, "digest": address, "size": one.size}
+        made.manifest.add_entry(ArtifactManifestEntry(**told))
 
 
 def _id_path(run_dir: RunDir) -> Path:
