@@ -9,7 +9,7 @@ NANODIST := $(BIN)/python -m nanodist
 .PHONY: help install demo test lint clean-demo
 
 help:
-	@echo "make demo    synthesise, pack, pretrain on $(RANKS) ranks, probe, export, report (about 10 minutes on 2 cores)"
+	@echo "make demo    synthesise, pack, pretrain on $(RANKS) ranks, probe, export, report (10 to 20 minutes on 2 cores)"
 	@echo "make test    run the tests"
 	@echo "make lint    ruff, mypy and import-linter"
 
