@@ -64,8 +64,11 @@ def table(
     return f'<div class="scroll{tall}"><table{mark}>{title}{header}<tbody>{"".join(body)}</tbody></table></div>'
 
 
-def figure(content: str, caption: str) -> str:
-    """Inline SVG or an ``img`` with its caption."""
+def figure(content: str, caption: str, wide: bool = False) -> str:
+    """SVG or an ``img`` with its caption; a ``wide`` one keeps its size on a phone, and scrolls in itself."""
+    if wide:
+        told = f"<figcaption>{escaped(caption)}</figcaption>"
+        return f'<figure class="wide"><div class="pan">{content}</div>{told}</figure>'
     return f"<figure>{content}<figcaption>{escaped(caption)}</figcaption></figure>"
 
 

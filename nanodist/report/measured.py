@@ -67,7 +67,7 @@ def morphology(found: Sequence[Measured]) -> str:
             if data is not None:
                 unit = file.stem.rpartition("_")[2]
                 told = f"Histograms of sizes in {unit}; objects are weighted against the border."
-                parts.append(figure(image(figures.data_uri(data), f"{told} The table has the means."), told))
+                parts.append(figure(image(figures.data_uri(data), f"{told} The table has the means."), told, wide=True))
         parts.append(_means(one))
     return section("morphology", "Morphology", "".join(parts))
 

@@ -129,4 +129,6 @@ def _picture(name: str, file: Path, title: str, told: str, share: int) -> str:
     if data is None:
         return missing(f"{file.name} of {name} is no image.")
     heading = f"<h3>{escaped(title)}</h3>"
-    return heading + figure(image(figures.data_uri(data), f"{title}, {name}: {told}"), f"{name}: {told}.")
+    return heading + figure(
+        image(figures.data_uri(data), f"{title}, {name}: {told}"), f"{name}: {told}.", wide="to" in file.stem
+    )
