@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 BASELINES = ("random", "texture")
 SHARE, LEAVE_ONE_OUT = "share", "leave-one-group-out"
+# Number of splits, share of the test and label draws a split, where the command does not say.
+USUAL = {"sound": (3, 0.3, 5), "lu2022": (20, 0.2, 1)}
 NOTES = (
     "Settings are chosen on all labels of validation micrographs taken from the training ones (validation_samples); "
     "these labels are used at every budget beside the labels drawn.",
@@ -45,15 +47,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--labels-per-class", default="1,2,4,8,16,32,80", help="Numbers of labels a class; 'all' is always added."
     )
-    parser.add_argument("--seeds", type=int, default=5, help="Number of label draws at each budget.")
+    parser.add_argument(
+        "--protocol",
+        choices=tuple(USUAL),
+        default="sound",
+        help="sound, or lu2022: the published one (20 splits of 80 to 20, a softmax layer by Adam) with its flaws.",
+    )
+    parser.add_argument(
+        "--flaws",
+        help="Which of choice-on-test,split-by-image to have, or 'none', to see what each adds (all with lu2022).",
+    )
+    parser.add_argument("--seeds", type=int, help="Number of label draws at each budget (5; lu2022: 1).")
     parser.add_argument(
         "--split",
         choices=(SHARE, LEAVE_ONE_OUT),
         default=SHARE,
         help="Hold out a share of the micrographs, or each group (specimen) in turn where a class has too few of them.",
     )
-    parser.add_argument("--splits", type=int, default=3, help="Number of splits by micrograph (one with --test-store).")
-    parser.add_argument("--test-share", type=float, default=0.3, help="Share of each class's micrographs in the test.")
+    parser.add_argument("--splits", type=int, help="Number of splits (3; lu2022: 20; one with --test-store).")
+    parser.add_argument(
+        "--test-share", type=float, help="Share of each class's micrographs in the test (0.3; lu2022: 0.2)."
+    )
     parser.add_argument("--baselines", default="random,texture", help="Which of random,texture to measure; or 'none'.")
     parser.add_argument("--random-seeds", type=int, default=3, help="Number of random trunks in the random baseline.")
     parser.add_argument(
@@ -75,14 +89,24 @@ def run(args: argparse.Namespace) -> int:
     """Embed, probe, score, write and print."""
     from nanodist.downstream.features import labelled
     from nanodist.downstream.labels import parse_budgets
+    from nanodist.downstream.lu2022 import SPLIT_BY_IMAGE, by_image, parse_flaws
     from nanodist.downstream.probe import Protocol
     from nanodist.shards import Store
 
+    splits, share, seeds = USUAL[args.protocol]
+    args.splits = splits if args.splits is None else args.splits
+    args.test_share = share if args.test_share is None else args.test_share
+    args.seeds = seeds if args.seeds is None else args.seeds
+    flaws = parse_flaws(args.flaws, args.protocol)
     _check(args)
     budgets = tuple(parse_budgets(args.labels_per_class))
-    protocol = Protocol(budgets, args.seeds, cap=args.short_classes == "cap", seed=args.seed)
+    rounds = 0 if args.protocol == "lu2022" else Protocol.rounds
+    cap = args.short_classes == "cap"
+    protocol = Protocol(budgets, args.seeds, rounds, cap=cap, seed=args.seed, name=args.protocol, flaws=flaws)
     test_store = Store.open(args.test_store) if args.test_store else None
     dataset = labelled(Store.open(args.store), test_store)
+    if SPLIT_BY_IMAGE in flaws:
+        dataset = dataclasses.replace(dataset, targets=by_image(dataset.targets, dataset.keys))
     if args.embed_only:
         gather(args, dataset)
         return 0
@@ -241,20 +265,24 @@ def load_all(arguments: Sequence[str]) -> list[tuple[str, Encoder]]:
 
 def score(dataset: Dataset, sources: Sequence[FeatureSet], plans: Sequence[Plan], protocol: Protocol) -> list[Scored]:
     """Probe every feature set on every split."""
-    import numpy as np
-
+    from nanodist.downstream import lu2022
     from nanodist.downstream.features import transductive
     from nanodist.downstream.probe import Prober
     from nanodist.downstream.scores import Scored
 
     targets, scored = dataset.targets, []
+    tests = {plan.split.seed: dataset.micrographs(plan.split.test) for plan in plans}
     bar = Progress(len(sources) * len(plans), "probing", "splits")
     for source in sources:
+        saw = {seed: transductive(source, dataset.test_store.manifest_hash, names) for seed, names in tests.items()}
+        if protocol.name == "lu2022":
+            found = lu2022.outcomes(source.features, targets, plans, protocol)
+            scored += [Scored(source, plan, outcome, saw[plan.split.seed]) for plan, outcome in found]
+            bar.update(len(plans), note=source.name)
+            continue
         for plan in plans:
-            groups = [targets.group_names[g] for g in np.unique(targets.groups[plan.split.test])]
-            saw = transductive(source, dataset.test_store.manifest_hash, groups)
             outcomes = Prober(source.features, targets, plan, protocol).outcomes()
-            scored += [Scored(source, plan, outcome, saw) for outcome in outcomes]
+            scored += [Scored(source, plan, outcome, saw[plan.split.seed]) for outcome in outcomes]
             bar.update(note=source.name)
     bar.close()
     return scored
@@ -266,7 +294,7 @@ def write(
     """Write scores.json, scores.csv and embedding.npz; the table as text."""
     import numpy as np
 
-    from nanodist.downstream import scores
+    from nanodist.downstream import lu2022, scores
     from nanodist.downstream.features import write_npz
 
     targets, folds = dataset.targets, args.split == LEAVE_ONE_OUT
@@ -291,7 +319,7 @@ def write(
             "test_share": None if folds else args.test_share,
             "splits": len(plans),
         },
-        "notes": list(NOTES),
+        "notes": list(NOTES) if protocol.name == "sound" and not protocol.flaws else [lu2022.__doc__],
         "versions": _versions(),
         "summary": summary,
         "differences": comparison.differences(),
@@ -321,11 +349,14 @@ def _text(document: dict[str, Any], summary: list[dict[str, Any]], args: argpars
 
     used = [split["validation_samples"] for split in document["splits"]]
     lines = [
+        *_warnings(document["protocol"]["flaws"]),
         f"balanced accuracy on unseen micrographs, {100 * args.level:g} % intervals, over labels per class "
         f"(chance {document['chance']:.2f}):",
         table(summary),
-        f"settings were chosen on {min(used)} to {max(used)} labelled samples of training micrographs a split",
     ]
+    if document["protocol"]["rounds"] and not document["protocol"]["flaws"]:
+        chosen = f"{min(used)} to {max(used)} labelled samples of training micrographs a split"
+        lines.append(f"settings were chosen on {chosen}")
     lines += _fold_lines(document["folds"])
     flags = {row["transductive"] for row in summary}
     lines += ["* pretraining saw the test micrographs, without labels"] if True in flags else []
@@ -333,6 +364,13 @@ def _text(document: dict[str, Any], summary: list[dict[str, Any]], args: argpars
     reasons = {row["labels_per_class"]: row["reason"] for row in summary if row["reason"]}
     lines += [f"{budget} labels: {reason}" for budget, reason in reasons.items()]
     return "\n".join([*lines, f"{args.out / 'scores.json'}"])
+
+
+def _warnings(flaws: Sequence[str]) -> list[str]:
+    """A line that says what is done wrong on purpose, where something is."""
+    from nanodist.downstream.lu2022 import FLAWS
+
+    return [f"not to be trusted: {'; '.join(FLAWS[name] for name in flaws)}"] if flaws else []
 
 
 def _fold_lines(folds: Sequence[dict[str, Any]]) -> list[str]:

@@ -61,6 +61,11 @@ class Dataset:
         """The store that the test samples are from."""
         return self.parts[-1].store
 
+    def micrographs(self, samples: I64) -> list[str]:
+        """The micrographs that the samples are of, whatever they are split by."""
+        names = [part.store.groups[i] for part in self.parts for i in part.indices]
+        return sorted({names[i] for i in samples.tolist()})
+
 
 @dataclass(frozen=True)
 class FeatureSet:

@@ -32,6 +32,7 @@ I64 = npt.NDArray[np.int64]
 Setting = tuple[str, float]
 
 METHODS = ("linear", "knn")
+CHOICE_ON_TEST = "choice-on-test"
 TRANSFORMS = ("standardised", "whitened")
 CS = (0.1, 1.0, 10.0, 100.0, 1000.0)
 KS = (1, 3, 5, 9, 15, 25)
@@ -51,6 +52,8 @@ class Protocol:
         validation_share: share of the training micrographs of each class that a round holds out.
         cap: let a class that cannot fill a budget give what it has, in place of leaving the budget blank.
         seed: first word of every key.
+        name: ``sound``, or ``lu2022`` (see :mod:`nanodist.downstream.lu2022`).
+        flaws: what is done wrong on purpose, to see what it adds; ``choice-on-test`` chooses settings on the test.
     """
 
     budgets: tuple[Budget, ...]
@@ -59,6 +62,8 @@ class Protocol:
     validation_share: float = 0.25
     cap: bool = False
     seed: int = 0
+    name: str = "sound"
+    flaws: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -138,6 +143,10 @@ def plan_split(targets: Targets, split: Split, protocol: Protocol) -> Plan:
             if budget != "all" or seed == 0:
                 short = short_classes(targets, orders, budget)
                 draws.append(Draw(budget, seed, first(orders, budget), short))
+    if CHOICE_ON_TEST in protocol.flaws:
+        # The labels that are drawn, judged by the test itself.
+        drawn = [draw_order(targets, split.train, protocol.seed, split.seed, seed) for seed in range(protocol.seeds)]
+        return Plan(split, draws, [Round(split.test, orders) for orders in drawn], len(split.test))
     rounds = []
     for number in range(protocol.rounds):
         words = (split.seed, number)

@@ -56,10 +56,10 @@ RECIPE: dict[str, Any] = {
         "normalise": "image",
     },
     "decoder": {"name": "unet", "width": 64},
-    "data": {"test_share": 0.05, "validation_share": 0.05},
+    "data": {"test_share": 0.02, "validation_share": 0.02},
     "views": {
-        "size_px": 192,
-        "crop_px": [192, 192],
+        "size_px": 128,
+        "crop_px": [128, 128],
         "rotation": "right_angles",
         "contrast": 0.3,
         "brightness": 0.1,
@@ -68,10 +68,10 @@ RECIPE: dict[str, Any] = {
         "noise_probability": 0.0,
     },
     "train": {
-        "steps": 500,
-        "global_batch_size": 16,
+        "steps": 300,
+        "global_batch_size": 8,
         "batch_norm": "batch",
-        "evaluate_every_steps": 100,
+        "evaluate_every_steps": 150,
         "patience": 0,
     },
     "optimizer": {"name": "adamw", "lr": 2.0e-3, "warmup_steps": 30, "clip_norm": 1.0, "weight_decay": 0.05},
@@ -137,7 +137,9 @@ def write_test(work: Path, jobs: Sequence[tuple[str, int]], seed: int) -> Path:
         if done.exists():
             continue
         made = make(seed, *job, Settings(SIZES[job[1] % len(SIZES)], PIXEL_NM))
-        write_image(folder / "images" / f"{name_of(job)}.tif", made.image, PIXEL_NM)
+        images = folder / "images" / str(made.truth["size_px"])
+        images.mkdir(exist_ok=True)
+        write_image(images / f"{name_of(job)}.tif", made.image, PIXEL_NM)
         write_instances(folder / "truth" / f"{name_of(job)}.instances.tif", made.instances, PIXEL_NM)
         done.write_text(json.dumps(made.truth))
     return folder
@@ -283,21 +285,29 @@ def percolation(jobs: Sequence[tuple[str, int]], truths: dict[str, dict[str, Any
     return agree / len(jobs)
 
 
+def measured(work: Path, run: Path, images: Path) -> Path:
+    """Predict the masks of a folder of micrographs and measure them; where the sizes are."""
+    predicted, sizes = work / "predicted" / images.name, work / "sizes" / images.name
+    if not (predicted / "report.json").exists():
+        nanodist("predict", str(run), str(images), "--out", str(predicted), "--threads", "1")
+    if not sizes.exists():
+        sizes.parent.mkdir(exist_ok=True)
+        nanodist("measure", str(predicted / "masks"), "--as", "mask", "--rois", "--no-overlays", "--out", str(sizes))
+    return sizes
+
+
 def compare(work: Path, run: Path, jobs: Sequence[tuple[str, int]], seed: int) -> dict[str, Any]:
     """Predict, measure, compare with the truth, and print."""
     test = write_test(work, jobs, seed)
-    predicted, sizes = work / "predicted", work / "sizes"
-    if not (predicted / "report.json").exists():
-        nanodist("predict", str(run), str(test / "images"), "--out", str(predicted), "--threads", "1")
-    if not sizes.exists():
-        nanodist("measure", str(predicted / "masks"), "--as", "mask", "--rois", "--no-overlays", "--out", str(sizes))
-    seen = read_measured(sizes)
+    seen: dict[str, Seen] = {}
+    for images in sorted((test / "images").iterdir()):
+        seen |= read_measured(measured(work, run, images))
     truths, matched, dice = {}, [], []
     for job in jobs:
         name = name_of(job)
         truths[name] = truth = json.loads((test / "truth" / f"{name}.json").read_text())
         instances = read_instances(test / "truth" / f"{name}.instances.tif")
-        mask = tifffile.imread(predicted / "masks" / f"{name}.tif") > 0
+        mask = tifffile.imread(work / "predicted" / str(truth["size_px"]) / "masks" / f"{name}.tif") > 0
         union = instances.any(axis=0)
         dice.append(2 * np.count_nonzero(mask & union) / max(1, np.count_nonzero(mask) + np.count_nonzero(union)))
         none = Seen({}, [], [])
