@@ -26,7 +26,9 @@ import sys
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -127,6 +129,11 @@ def name_of(job: tuple[str, int]) -> str:
     return f"{job[0]}-{job[1]:05d}"
 
 
+def piece_of(job: tuple[str, int]) -> str:
+    """The folder of a test micrograph: some of one size each, so that folders can be done side by side."""
+    return f"{SIZES[job[1] % len(SIZES)]}-{job[1] // 15}"
+
+
 def write_test(work: Path, jobs: Sequence[tuple[str, int]], seed: int) -> Path:
     """Write the micrographs of the test and their truth."""
     folder = work / "test"
@@ -137,7 +144,7 @@ def write_test(work: Path, jobs: Sequence[tuple[str, int]], seed: int) -> Path:
         if done.exists():
             continue
         made = make(seed, *job, Settings(SIZES[job[1] % len(SIZES)], PIXEL_NM))
-        images = folder / "images" / str(made.truth["size_px"])
+        images = folder / "images" / piece_of(job)
         images.mkdir(exist_ok=True)
         write_image(images / f"{name_of(job)}.tif", made.image, PIXEL_NM)
         write_instances(folder / "truth" / f"{name_of(job)}.instances.tif", made.instances, PIXEL_NM)
@@ -291,23 +298,24 @@ def measured(work: Path, run: Path, images: Path) -> Path:
     if not (predicted / "report.json").exists():
         nanodist("predict", str(run), str(images), "--out", str(predicted), "--threads", "1")
     if not sizes.exists():
-        sizes.parent.mkdir(exist_ok=True)
+        sizes.parent.mkdir(parents=True, exist_ok=True)
         nanodist("measure", str(predicted / "masks"), "--as", "mask", "--rois", "--no-overlays", "--out", str(sizes))
     return sizes
 
 
-def compare(work: Path, run: Path, jobs: Sequence[tuple[str, int]], seed: int) -> dict[str, Any]:
+def compare(work: Path, run: Path, jobs: Sequence[tuple[str, int]], seed: int, workers: int) -> dict[str, Any]:
     """Predict, measure, compare with the truth, and print."""
     test = write_test(work, jobs, seed)
     seen: dict[str, Seen] = {}
-    for images in sorted((test / "images").iterdir()):
-        seen |= read_measured(measured(work, run, images))
+    with ThreadPoolExecutor(workers) as pool:
+        for sizes in pool.map(partial(measured, work, run), sorted((test / "images").iterdir())):
+            seen |= read_measured(sizes)
     truths, matched, dice = {}, [], []
     for job in jobs:
         name = name_of(job)
         truths[name] = truth = json.loads((test / "truth" / f"{name}.json").read_text())
         instances = read_instances(test / "truth" / f"{name}.instances.tif")
-        mask = tifffile.imread(work / "predicted" / str(truth["size_px"]) / "masks" / f"{name}.tif") > 0
+        mask = tifffile.imread(work / "predicted" / piece_of(job) / "masks" / f"{name}.tif") > 0
         union = instances.any(axis=0)
         dice.append(2 * np.count_nonzero(mask & union) / max(1, np.count_nonzero(mask) + np.count_nonzero(union)))
         none = Seen({}, [], [])
@@ -323,6 +331,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run, print, and say whether the bars hold."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--micrographs", type=int, default=200)
+    parser.add_argument("--workers", type=int, default=2, help="Predictions and measurements at a time.")
     parser.add_argument("--seed", type=int, default=0, help="Of the test.")
     parser.add_argument("--steps", type=int, default=RECIPE["train"]["steps"], help="Of the training.")
     parser.add_argument("--work", type=Path, help="Folder that is kept; what is there is not done again.")
@@ -332,12 +341,12 @@ def main(argv: list[str] | None = None) -> int:
         work = args.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
         work = work.resolve()
-        found = compare(work, trained(work, args.steps), test_jobs(args.micrographs), args.seed)
+        found = compare(work, trained(work, args.steps), test_jobs(args.micrographs), args.seed, args.workers)
     apart = found["apart"]
     fine = all(apart[f"{what}_median_error"] <= BAR for what in ("width", "length"))
     if args.true_masks:
         print("\nfrom true masks:")
-        true = measure_truth.report(measure_truth.run(args.micrographs, 1, args.seed))
+        true = measure_truth.report(measure_truth.run(args.micrographs, args.workers, args.seed))
         found["true_masks"] = true
         fine &= all(measure_truth.holds(true[name]) for name in ("whole", "union, apart"))  # type: ignore[arg-type]
         fine &= true["percolation_agreement"] == 1.0
