@@ -55,7 +55,17 @@ def pretraining(work: Path) -> Path:
         run(work, "nanodist", "probe", "wires", *stores, *budgets, "--out", "wires/probe")
     if not (run_dir / "measured" / "summary.json").is_file():
         masks = [f"wires-synth/truth/{name}" for name in ("dispersed", "singular")]
-        run(work, "nanodist", "measure", *_masks(work, masks), "--out", "wires/measured", "--no-overlays")
+        run(
+            work,
+            "nanodist",
+            "measure",
+            *_masks(work, masks),
+            "--out",
+            "wires/measured",
+            "--no-overlays",
+            "--pixel-size-nm",
+            "1",
+        )
     return run_dir
 
 
@@ -118,7 +128,7 @@ def picture(page: Path, out: Path, wide_px: int, high_px: int, top_px: int = 0) 
         image = Image.open(shot).convert("RGB").crop((0, top_px, wide_px, top_px + high_px))
         for scale, colours in ((1.0, 256), (1.0, 128), (0.8, 256), (0.8, 128), (0.65, 256), (0.65, 128)):
             small = image.resize((round(scale * wide_px), round(scale * high_px)), Image.Resampling.LANCZOS)
-            small.quantize(colours, dither=Image.Dither.NONE).save(out, optimize=True)
+            small.quantize(colours, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(out, optimize=True)
             if out.stat().st_size <= MOST_BYTES:
                 return
     raise SystemExit(f"{out} takes {out.stat().st_size} bytes")
@@ -142,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "run": (lambda: pretraining(work), (("report-run", 1040, 2300), ("report-phone", 375, 1600))),
             "masks": (lambda: segmentation(work), (("report-masks", 1040, 1100),)),
             "sweep": (lambda: options.sweep or _pipeline(work), (("report-sweep", 1040, 1690),)),
-            "pairvae": (lambda: options.pairvae or pairvae(work), (("report-pairvae", 1040, 1560),)),
+            "pairvae": (lambda: options.pairvae or pairvae(work), (("report-pairvae", 1040, 1750),)),
         }
         sizes = {}
         for name in options.only.split(","):
