@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tests.e2e.pairvae_proof import COMMON, SHORT
-from tests.e2e.sweep_picture import FINETUNE, PRETRAIN, browser, pipeline, run
+from tests.e2e.sweep_picture import FINETUNE, PRETRAIN, VIEWS, browser, pipeline, run
 
 MOST_BYTES = 200_000
 PAIRS = ("--samples", "24", "--seed", "0")
@@ -84,8 +84,8 @@ def _masks(work: Path, folders: Sequence[str]) -> list[str]:
 def segmentation(work: Path) -> Path:
     """Masks of wires, from the encoder of :func:`pretraining`."""
     pretraining(work)
-    recipe = {**FINETUNE, "task": "segmentation", "decoder": {"width": 32}}
-    recipe["train"] = {"steps": 120, "global_batch_size": 8, "evaluate_every_steps": 20, "log_every_steps": 5}
+    recipe = {**FINETUNE, "task": "segmentation", "decoder": {"width": 16}, "views": {**VIEWS, "size_px": 64}}
+    recipe["train"] = {"steps": 60, "global_batch_size": 8, "evaluate_every_steps": 60, "log_every_steps": 5}
     (work / "masks.yaml").write_text(json.dumps(recipe))
     what = ("encoder.source=wires", "data.store=wires-train", "data.labels_per_class=16", "run_dir=masks")
     run(work, "nanodist", "finetune", "masks.yaml", *what)
@@ -149,8 +149,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         work = (options.work or Path(temporary)).resolve()
         work.mkdir(parents=True, exist_ok=True)
         made: dict[str, tuple[Callable[[], Path], Sequence[tuple[str, int, int]]]] = {
-            "run": (lambda: pretraining(work), (("report-run", 1040, 2300), ("report-phone", 375, 1600))),
-            "masks": (lambda: segmentation(work), (("report-masks", 1040, 1100),)),
+            "run": (lambda: pretraining(work), (("report-run", 1040, 3050), ("report-phone", 375, 1600))),
+            "masks": (lambda: segmentation(work), (("report-masks", 1040, 900),)),
             "sweep": (lambda: options.sweep or _pipeline(work), (("report-sweep", 1040, 1690),)),
             "pairvae": (lambda: options.pairvae or pairvae(work), (("report-pairvae", 1040, 1750),)),
         }
