@@ -270,11 +270,12 @@ def report(matched: Sequence[Matched]) -> dict[str, Any]:
                 counted = {kind: kinds[kind] for kind in ("missed", "merged", "split", "off")}
                 found[label] = {**of, **counted}
                 print(line(label, of) + " " + ", ".join(map(str, counted.values())) + " |")
-    print("\nfailures (not found, no width, or off by more than 10 %):")
+    print("\nfailures (not found, no width, or off by more than 10 %; of wires that meet only counted, in the table):")
     for one in matched:
         if one.kind and one.wire.group in ("apart", "apart, border-cut"):
-            print(f"- {one.wire.name}, {one.wire.group}: {one.kind}: {failure(one.wire)}")
-    print("(of crossing and bundled wires they are only counted, in the table)")
+            inside = WIDTHS[0] <= one.wire.width <= WIDTHS[1]
+            beyond = "" if inside else " (not among the 4 to 60 px of the table)"
+            print(f"- {one.wire.name}, {one.wire.group}: {one.kind}: {failure(one.wire)}{beyond}")
     return found
 
 
