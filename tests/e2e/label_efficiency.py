@@ -42,8 +42,8 @@ SHARED = ("--splits", "20", "--test-share", "0.2", "--seeds", "1")
 PRINTED = ("sound", "lu2022", "lu2022 without flaws")
 # Options of nanodist probe. Baselines are there where they are drawn.
 PROTOCOLS = {
-    "sound": ("--protocol", "sound", *SHARED, "--random-seeds", "1"),
-    "lu2022": ("--protocol", "lu2022", "--random-seeds", "1"),
+    "sound": ("--protocol", "sound", *SHARED, "--baselines", "texture"),
+    "lu2022": ("--protocol", "lu2022", "--baselines", "texture"),
     "lu2022 without flaws": ("--protocol", "lu2022", "--flaws", "none", "--baselines", "none"),
     "lu2022, choice-on-test": ("--protocol", "lu2022", "--flaws", "choice-on-test", "--baselines", "none"),
     "lu2022, split-by-image": ("--protocol", "lu2022", "--flaws", "split-by-image", "--baselines", "none"),
@@ -176,11 +176,18 @@ def draw(path: Path, all_curves: dict[str, dict[str, dict[str, tuple[float, floa
     axes = figure.subplots(1, 2, sharey=True)
     titles = {"sound": "sound", "lu2022": "as published, with its flaws"}
     for ax, (protocol, title) in zip(axes, titles.items(), strict=True):
-        for encoder, colour in (("simclr", "#0072b2"), ("texture", "#e69f00"), ("random", "#777777")):
-            curve = all_curves[protocol].get(encoder, {})
+        for encoder, colour in (("simclr", "#0072b2"), ("texture", "#e69f00")):
+            curve = all_curves[protocol][encoder]
             at = [int(b) for b in curve]
             mean, low, high = np.array(list(curve.values())).T
-            ax.plot(at, mean, "o-", color=colour, markersize=4, label={"simclr": "pretrained"}.get(encoder, encoder))
+            ax.plot(
+                at,
+                mean,
+                "o-",
+                color=colour,
+                markersize=4,
+                label={"simclr": "pretrained", "texture": "texture features"}[encoder],
+            )
             ax.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
         ax.set(xscale="log", xlabel="labels per class", title=title, ylim=(0.2, 1.0))
         ax.set_xticks(at, [str(value) for value in at])
