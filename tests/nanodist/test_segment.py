@@ -190,6 +190,13 @@ def test_loss_gradient_and_validation_of_two_ranks_are_those_of_one(ranks, store
         assert np.linalg.norm(got - want) <= 1e-9 * max(np.linalg.norm(want), 1e-6), name
 
 
+def test_one_mask_and_a_random_trunk_that_stays(store):
+    assert _recipe(store).train.group_size(1) == 1 and _recipe(store).train.group_size(8) == 8
+    assert _recipe(store, "train.tuned_layers=0").train.tuned == "head"
+    with pytest.raises(UserError, match="has no blocks worth keeping"):
+        _recipe(store, "train.tuned_layers=1")
+
+
 def test_masks_keep_their_pixel_size(tmp_path):
     (tmp_path / "m.tif").write_bytes(mask_tiff(np.eye(9, dtype=np.uint8), (0.5, 0.25)))
     read = read_micrograph(tmp_path / "m.tif")
