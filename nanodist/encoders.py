@@ -127,6 +127,17 @@ def symmetries(images: Tensor, count: int) -> Iterator[Tensor]:
 
 # Options of timm.create_model that load a file or a download; a file of somebody else must not choose them.
 _FETCHING = {"pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
+# Of nanodist.json, whose largest part is 20000 names of micrographs.
+_MOST_BYTES = 2**26
+
+
+def refuse_fetching(options: dict[str, Any], where: str | Path) -> None:
+    """Raise ``UserError`` where ``options`` of a trunk, out of the file ``where``, would load other files."""
+    fetching = sorted(_FETCHING & options.keys())
+    if fetching:
+        raise UserError(
+            f"{where}: trunk option '{fetching[0]}' is not allowed in a file of weights, as it loads others"
+        )
 
 
 class Encoder:
@@ -226,12 +237,14 @@ def load_encoder(path: str | Path) -> Encoder:
             return _load_checkpoint(latest_checkpoint(path / "checkpoints"), run=path.resolve().name)
         if (path / "state.json").is_file():
             return _load_checkpoint(path, run=path.resolve().parent.parent.name)
-    except (CheckpointError, OSError, KeyError, ValueError) as error:
+    except (CheckpointError, OSError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: cannot load the encoder: {error}") from None
     raise UserError(f"{path}: neither a run directory (no checkpoints/) nor an export folder (no {EXPORT_FILE})")
 
 
 def _load_export(path: Path) -> Encoder:
+    if (path / EXPORT_FILE).stat().st_size > _MOST_BYTES:
+        raise ValueError(f"{EXPORT_FILE} is larger than the {_MOST_BYTES >> 20} MiB that it may have")
     card = json.loads((path / EXPORT_FILE).read_text())
     spec = build(EncoderSpec, card["spec"], str(path / EXPORT_FILE))
     return _with_weights(spec, read_tensors(path / "model.safetensors"), card["name"], card.get("seen"), path)
@@ -255,9 +268,7 @@ def _load_checkpoint(path: Path, run: str) -> Encoder:
 def _with_weights(
     spec: EncoderSpec, weights: dict[str, Tensor], name: str, seen: dict[str, Any] | None, path: Path
 ) -> Encoder:
-    fetching = sorted(_FETCHING & spec.trunk_options.keys())
-    if fetching:
-        raise UserError(f"{path}: trunk option '{fetching[0]}' is not allowed in a file of weights, as it loads others")
+    refuse_fetching(spec.trunk_options, path)
     trunk = create_trunk(spec.trunk, seed=0, **spec.trunk_options)
     missing, unexpected = trunk.load_state_dict(weights, strict=False)
     if missing or unexpected:

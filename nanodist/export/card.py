@@ -171,12 +171,13 @@ def render(
     name = one_line(card.get("name") or "encoder")
     objective = one_line(card.get("objective") or "self-supervision")
     license_name = json.dumps(str(card.get("license") or UNSTATED).lower())
+    precision = str((parity or {}).get("precision", "fp32"))
     parts = [
         _HEADER.format(license=license_name, name=name),
         licence_note(card),
         _WHAT.format(architecture=spec.trunk, objective=objective),
         _LOAD.format(size=spec.image_size, features=features),
-        *(_loading(kind, spec, features, location, graph or {}) for kind in formats),
+        *(_loading(kind, spec, features, location, graph or {}, precision) for kind in formats),
         parity_table(parity),
         _training(card),
         _scores(card),
@@ -187,8 +188,10 @@ def render(
     return "".join(parts)
 
 
-def _loading(kind: str, spec: EncoderSpec, features: int, location: str, graph: Mapping[str, Any]) -> str:
-    code = loading_code(spec, json.dumps(one_line(location))[1:-1], kind)
+def _loading(
+    kind: str, spec: EncoderSpec, features: int, location: str, graph: Mapping[str, Any], precision: str
+) -> str:
+    code = loading_code(spec, json.dumps(one_line(location))[1:-1], kind, precision)
     note = _NOTES[kind].format(features=features, sizes=graph.get("sizes", ""), opset=graph.get("opset", ""))
     return f"### {TITLES[kind]}\n\n```python\n{code}```\n\n{note}\n"
 
@@ -207,13 +210,15 @@ def parity_table(parity: Mapping[str, Any] | None) -> str:
         sizes = ", ".join(f"{width} x {height} {kind}" for height, width, kind in row["images"])
         lines.append(f"| {row['format']} | {libraries_of(row)} | {sizes} | {row['relative_difference']:.1e} |\n")
     rows = {row["format"]: row["loaded_with"] for row in parity["formats"]}
-    note = ""
+    note, half = "", ""
+    if parity.get("precision") == "fp16":
+        half = " The weights of this folder are rounded to fp16, and its graphs compute in fp16; the run is float32."
     if "huggingface" in rows and "transformers" not in rows["huggingface"]:
         note = "transformers was not installed there: its row is from the same files by timm, which it wraps.\n\n"
     return (
         "## Parity\n\nThe code above was run in a process without nanodist, on image files, before this folder got its "
         f"name. Largest difference from the run's own answers, relative to the largest; more than "
-        f"{parity['tolerance']:.0e} would have been refused.\n\n"
+        f"{parity['tolerance']:.0e} would have been refused.{half}\n\n"
         "| format | loaded with | images (px) | difference |\n|---|---|---|---|\n" + "".join(lines) + "\n" + note
     )
 

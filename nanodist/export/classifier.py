@@ -17,6 +17,7 @@ from nanodist.encoders import Encoder
 from nanodist.export.card import CITATION, UNSTATED, licence_note, one_line, parity_table, recipe_block
 from nanodist.export.folder import require
 from nanodist.export.loading import TITLES, loading_code
+from nanodist.export.precision import require_half
 from nanodist.export.weights import refuse_taken, tensors_of
 
 # A classifier has a head of its own (standardised features, then a linear layer), which only a graph carries.
@@ -64,7 +65,12 @@ class _Predictor(Encoder):
 
 
 def export_classifier(
-    loaded: Loaded, target: Path, formats: Sequence[str], name: str, card: Mapping[str, Any]
+    loaded: Loaded,
+    target: Path,
+    formats: Sequence[str],
+    name: str,
+    card: Mapping[str, Any],
+    precision: str = "fp32",
 ) -> dict[str, Any]:
     """Write a classifier in every format of ``formats`` to the folder ``target``, or nothing at all.
 
@@ -74,9 +80,10 @@ def export_classifier(
         formats: some of :data:`FORMATS`.
         name: on the card.
         card: ``license``, ``data_note``, ``recipe`` and ``scores`` (rows of ``scores.json``), each of which may lack.
+        precision: ``fp32`` or ``fp16``, which the trunk then computes in.
 
     Returns:
-        The parity report, as in ``parity.json``: see :func:`nanodist.export.parity.check`.
+        The parity report, as in ``parity.json``: see :func:`nanodist.export.parity.compare`.
 
     Raises:
         UserError: a format that a classifier has not, or that needs what is not installed; ``target`` is taken or
@@ -91,16 +98,18 @@ def export_classifier(
     wanted = require(formats)
     refuse_taken(target)
     source = _Predictor(loaded, name)
-    tensors_of(source)  # refuses weights that are not finite before any work
+    tensors = tensors_of(source)  # refuses weights that are not finite before any work
+    if precision == "fp16":
+        require_half(tensors, name)
     try:
         with atomic.directory(target) as folder:
-            made, facts = program(source)
+            made, facts = program(source, precision)
             facts = {**facts, "classes": list(loaded.classes), "tile_px": list(loaded.tile_px)}
             if "torch-export" in wanted:
                 write_torch_export(made, facts, folder)
             if "onnx" in wanted:
                 write_onnx(made, facts, folder)
-            parity = check(source, folder, wanted, bool(facts["any_size"]))
+            parity = check(source, folder, wanted, bool(facts["any_size"]), precision)
             atomic.write_json(folder / "parity.json", parity)
             atomic.write_text(folder / "README.md", _card(source, loaded, name, card, wanted, parity, target.name))
     except OSError as error:

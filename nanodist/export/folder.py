@@ -14,6 +14,7 @@ from hpc import atomic
 from hpc.errors import UserError
 from nanodist.export.card import render
 from nanodist.export.loading import FORMATS
+from nanodist.export.precision import require_half
 from nanodist.export.weights import features_of, refuse_taken, tensors_of, write_timm
 
 if TYPE_CHECKING:
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
 NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torchvision": ("torchvision",)}
 
 
-def export(encoder: Encoder, target: Path, card: dict[str, Any], formats: Sequence[str]) -> dict[str, Any]:
+def export(
+    encoder: Encoder, target: Path, card: dict[str, Any], formats: Sequence[str], precision: str = "fp32"
+) -> dict[str, Any]:
     """Write ``encoder`` in every format of ``formats`` to the folder ``target``, or nothing at all.
 
     ``README.md`` (the model card) and ``parity.json`` lie at the top, as do the files of ``timm`` and ``huggingface``,
@@ -34,9 +37,10 @@ def export(encoder: Encoder, target: Path, card: dict[str, Any], formats: Sequen
         target: a folder that does not exist yet, or is empty.
         card: facts for the model card, as :func:`nanodist.export.card.facts` collects them.
         formats: some of :data:`nanodist.export.loading.FORMATS`.
+        precision: ``fp32`` or ``fp16``. In fp16 weights are rounded; graphs compute their trunk in it too.
 
     Returns:
-        The parity report, as in ``parity.json``: see :func:`nanodist.export.parity.check`.
+        The parity report, as in ``parity.json``: see :func:`nanodist.export.parity.compare`.
 
     Raises:
         UserError: a format is unknown, needs what is not installed or does not suit the trunk; ``target`` is taken or
@@ -48,15 +52,17 @@ def export(encoder: Encoder, target: Path, card: dict[str, Any], formats: Sequen
     target = Path(target)
     refuse_taken(target)
     source = _on_cpu(encoder)
-    tensors_of(source)  # refuses weights that are not finite before any work
+    tensors = tensors_of(source)  # refuses weights that are not finite before any work
+    if precision == "fp16":
+        require_half(tensors, source.name)
     if "torchvision" in wanted:
         from nanodist.export.twin import require_twin
 
         require_twin(source)
     try:
         with atomic.directory(target) as folder:
-            graph = _write(source, folder, card, wanted)
-            parity = check(source, folder, wanted, bool(graph and graph["any_size"]))
+            graph = _write(source, folder, card, wanted, precision)
+            parity = check(source, folder, wanted, bool(graph and graph["any_size"]), precision)
             atomic.write_json(folder / "parity.json", parity)
             features = features_of(source)
             text = render(card, source.spec, features, target.name, wanted, graph, parity)
@@ -99,19 +105,21 @@ def _on_cpu(encoder: Encoder) -> Encoder:
     return Encoder(encoder.spec, trunk, encoder.name, encoder.seen)
 
 
-def _write(encoder: Encoder, folder: Path, card: dict[str, Any], formats: list[str]) -> dict[str, Any] | None:
+def _write(
+    encoder: Encoder, folder: Path, card: dict[str, Any], formats: list[str], precision: str
+) -> dict[str, Any] | None:
     """Every format's files, and what :func:`nanodist.export.graph.describe` says where there is a graph."""
     if "timm" in formats or "huggingface" in formats:
-        write_timm(encoder, folder, card)
+        write_timm(encoder, folder, card, precision)
     if "torchvision" in formats:
         from nanodist.export.twin import write_torchvision
 
-        write_torchvision(encoder, folder)
+        write_torchvision(encoder, folder, precision)
     if "onnx" not in formats and "torch-export" not in formats:
         return None
     from nanodist.export.graph import program, write_onnx, write_torch_export
 
-    made, facts = program(encoder)
+    made, facts = program(encoder, precision)
     # First, as the conversion to ONNX changes the program.
     if "torch-export" in formats:
         write_torch_export(made, facts, folder)

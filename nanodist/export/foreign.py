@@ -1,4 +1,4 @@
-"""What a recipient's process does with an export: load it by the code of its card, and embed image files.
+"""What a recipient's process does with an export: load it by the code of its card, and answer to image files.
 
 Run as a script, never imported: ``python -I foreign.py JOB.json``. It sees the same installed libraries as its parent
 but cannot import nanodist, so that an export that secretly needs nanodist fails here and not at the recipient's.
@@ -21,18 +21,21 @@ class Without:
 
 
 def run(task: dict, folder: pathlib.Path) -> dict:
-    """Execute ``task["code"]`` and save the features of each image as ``NAME-i.npy``; versions, or the error."""
+    """Execute ``task["code"]`` and save what it answers to each file as ``NAME-i.npz``; versions, or the error."""
     import numpy as np
     from PIL import Image
 
     try:
         scope: dict = {}
         exec(compile(task["code"], f"card of {task['name']}", "exec"), scope)
-        answer = scope.get("embed") or scope["predict"]
+        answer = scope[task["function"]]
         for i, file in enumerate(task["images"]):
             pixels = np.asarray(Image.open(file))
-            pixels = pixels if pixels.dtype == np.uint8 else pixels.astype(np.uint16)
-            np.save(folder / f"{task['name']}-{i}.npy", np.asarray(answer(pixels), np.float32))
+            if pixels.dtype != np.float32:
+                pixels = pixels if pixels.dtype == np.uint8 else pixels.astype(np.uint16)
+            found = answer(pixels)
+            found = found if isinstance(found, (list, tuple)) else [found]
+            np.savez(folder / f"{task['name']}-{i}.npz", *[np.asarray(one, np.float32) for one in found])
     except Exception as error:  # the parent says which format failed, and why
         return {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
     used = [name for name in task["libraries"] if name in sys.modules]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import re
 import warnings
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from hpc import atomic
 from hpc.errors import UserError
 from nanodist.encoders import normalise, pooled_features, resized
+from nanodist.export.precision import DTYPES
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -33,11 +35,13 @@ class Graph(nn.Module):
     Args:
         encoder: its trunk must be on the CPU.
         fixed: the trunk takes one size only, so that what a look cuts out has that very size.
+        dtype: of the trunk and what it computes in; pixels, their preparation and the head stay float32.
     """
 
-    def __init__(self, encoder: Encoder, fixed: bool) -> None:
+    def __init__(self, encoder: Encoder, fixed: bool, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        self.trunk, self.head, self.spec, self.fixed = encoder.trunk, encoder.head, encoder.spec, fixed
+        trunk = encoder.trunk if dtype == torch.float32 else copy.deepcopy(encoder.trunk).to(dtype)
+        self.trunk, self.head, self.spec, self.fixed, self.dtype = trunk, encoder.head, encoder.spec, fixed, dtype
 
     def forward(self, images: Tensor) -> Tensor:
         """Features (n, d) of ``images`` (n, 1, H, W) in [0, 1]."""
@@ -57,8 +61,12 @@ class Graph(nn.Module):
         """
         chosen = [i for i in range(symmetries) if i % 2 == quarter]
         turned = [torch.rot90(images.flip(-1) if i >= 4 else images, i % 4, dims=(-2, -1)) for i in chosen]
-        features = self.head(pooled_features(self.trunk, torch.cat(turned), self.spec.pooling))
+        features = self._features(torch.cat(turned))
         return features.unflatten(0, (len(chosen), images.shape[0])).sum(0)
+
+    def _features(self, images: Tensor) -> Tensor:
+        pooled = pooled_features(self.trunk, images.to(self.dtype), self.spec.pooling)
+        return self.head(pooled.float())  # type: ignore[no-any-return]
 
     def _central(self, images: Tensor, dim: int, crop_px: int) -> Tensor:
         extent = images.shape[dim]
@@ -107,8 +115,12 @@ def smallest_side(encoder: Encoder) -> int:
     return max([crop or round(encoder.spec.image_size / scale) for scale, crop, _ in encoder.spec.looks])
 
 
-def program(encoder: Encoder) -> tuple[ExportedProgram, dict[str, Any]]:
+def program(encoder: Encoder, precision: str = "fp32") -> tuple[ExportedProgram, dict[str, Any]]:
     """The encoder as a program, for any batch and any image size that the trunk takes; and what to say of it.
+
+    Args:
+        encoder: on the CPU, in float32.
+        precision: of the trunk in the program, a key of :data:`nanodist.export.precision.DTYPES`.
 
     Raises:
         UserError: torch.export cannot trace the trunk.
@@ -121,12 +133,16 @@ def program(encoder: Encoder) -> tuple[ExportedProgram, dict[str, Any]]:
     # Multiples of the view, which suit the patches of transformers too, and not square.
     example = torch.zeros(2, 1, 3 * side, 2 * side) if any_size else torch.zeros(2, 1, side, side)
     dims = {0: Dim("batch", min=1), **({2: Dim.AUTO, 3: Dim.AUTO} if any_size else {})}
-    made = _traced(Graph(encoder, one_size).eval(), example, dims)
-    return made, describe(encoder, one_size, any_size, side)
+    made = traced(Graph(encoder, one_size, DTYPES[precision]).eval(), (example,), (dims,), encoder.spec.trunk)
+    return made, {**describe(encoder, one_size, any_size, side), "precision": precision}
 
 
-def _traced(graph: Graph, example: Tensor, dims: dict[int, Any]) -> ExportedProgram:
-    """The program, with as few demands on the image size as torch can do without."""
+def traced(graph: nn.Module, examples: tuple[Tensor, ...], dims: tuple[dict[int, Any], ...], what: str) -> Any:
+    """The program, with as few demands on the sizes as torch can do without.
+
+    Raises:
+        UserError: torch.export cannot trace it; ``what`` names it.
+    """
     from torch.export import export
 
     # The second attempt refuses images whose last feature map is one pixel. It is for scales that are no short binary
@@ -136,16 +152,15 @@ def _traced(graph: Graph, example: Tensor, dims: dict[int, Any]) -> ExportedProg
             with _quiet(), _sizes_of_one() if any_small_size else contextlib.nullcontext():
                 return export(
                     graph,
-                    (example,),
-                    dynamic_shapes=(dims,),
+                    examples,
+                    dynamic_shapes=dims,
                     strict=False,
                     prefer_deferred_runtime_asserts_over_guards=True,
                 )
         except Exception as error:  # torch.export raises whatever the tracer met
             reason = error
     text = " ".join(str(reason).split())[:200]
-    trunk = graph.spec.trunk
-    raise UserError(f"torch.export cannot trace {trunk}, so there is no graph of it: {text}") from reason
+    raise UserError(f"torch.export cannot trace {what}, so there is no graph of it: {text}") from reason
 
 
 def describe(encoder: Encoder, one_size: bool, any_size: bool, side: int) -> dict[str, Any]:
@@ -176,32 +191,40 @@ def describe(encoder: Encoder, one_size: bool, any_size: bool, side: int) -> dic
     }
 
 
-def write_torch_export(made: ExportedProgram, facts: dict[str, Any], folder: Path) -> None:
-    """Write ``torch-export/model.pt2`` and ``model.json``."""
-    (folder / "torch-export").mkdir()
+def write_torch_export(made: ExportedProgram, facts: dict[str, Any], folder: Path, stem: str = "model") -> None:
+    """Write ``torch-export/model.pt2`` and ``model.json``, under another ``stem`` where there are several."""
+    (folder / "torch-export").mkdir(exist_ok=True)
     with _quiet():
-        torch.export.save(made, folder / "torch-export" / "model.pt2")
-    atomic.write_json(folder / "torch-export" / "model.json", {k: v for k, v in facts.items() if k != "opset"})
+        torch.export.save(made, folder / "torch-export" / f"{stem}.pt2")
+    told = {k: v for k, v in facts.items() if k != "opset"}
+    atomic.write_json(folder / "torch-export" / f"{stem}.json", told)
 
 
-def write_onnx(made: ExportedProgram, facts: dict[str, Any], folder: Path) -> None:
-    """Write ``onnx/model.onnx`` (weights inside, below 2 GB) and ``model.json``.
+def write_onnx(made: ExportedProgram, facts: dict[str, Any], folder: Path, stem: str = "model") -> None:
+    """Write ``onnx/model.onnx`` (weights inside, below 2 GB) and ``model.json``; after ``.pt2``, as this changes
+    the program.
+
+    Args:
+        made: from :func:`traced`.
+        facts: ``input`` or ``inputs`` with names and shapes, ``output`` or ``outputs`` with names, ``sizes``.
+        folder: of the export.
+        stem: name of the files.
 
     Raises:
         UserError: an operation has no counterpart in ONNX.
     """
     import onnx
 
-    (folder / "onnx").mkdir()
-    file = folder / "onnx" / "model.onnx"
+    (folder / "onnx").mkdir(exist_ok=True)
+    inputs = facts.get("inputs") or [facts["input"]]
     try:
         with _quiet():
             converted = torch.onnx.export(
                 made,
                 dynamo=True,
                 opset_version=OPSET,
-                input_names=[INPUT],
-                output_names=[facts["output"]["name"]],
+                input_names=[one["name"] for one in inputs],
+                output_names=[one["name"] for one in facts.get("outputs") or [facts["output"]]],
                 external_data=False,
                 verbose=False,
             )
@@ -209,21 +232,21 @@ def write_onnx(made: ExportedProgram, facts: dict[str, Any], folder: Path) -> No
             proto = converted.model_proto
     except Exception as error:  # the converter's errors have no common class
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"torch.onnx cannot convert the encoder: {reason}; leave onnx out of --format.") from error
-    _name_sizes(proto)
+        raise UserError(f"torch.onnx cannot convert the model: {reason}; leave onnx out of --format.") from error
+    _name_sizes(proto, [one["shape"] for one in inputs])
     proto.doc_string = facts["sizes"]
     onnx.checker.check_model(proto, full_check=True)
-    onnx.save_model(proto, str(file))
-    atomic.write_json(folder / "onnx" / "model.json", facts)
+    onnx.save_model(proto, str(folder / "onnx" / f"{stem}.onnx"))
+    atomic.write_json(folder / "onnx" / f"{stem}.json", facts)
 
 
-def _name_sizes(proto: Any) -> None:
-    """Call the free sizes batch, height and width in place of the tracer's symbols."""
+def _name_sizes(proto: Any, shapes: list[list[Any]]) -> None:
+    """Call the free sizes batch, height and width, as ``shapes`` of the inputs do, in place of the tracer's symbols."""
     words = {}
-    for axis, word in ((0, "batch"), (2, "height"), (3, "width")):
-        symbol = proto.graph.input[0].type.tensor_type.shape.dim[axis].dim_param
-        if symbol:
-            words[symbol] = word
+    for value, shape in zip(proto.graph.input, shapes, strict=True):
+        for dim, word in zip(value.type.tensor_type.shape.dim, shape, strict=True):
+            if dim.dim_param and isinstance(word, str):
+                words[dim.dim_param] = word
     for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param:

@@ -60,7 +60,7 @@ _HUGGINGFACE = """import numpy as np
 import torch
 from transformers import AutoModel
 
-model = AutoModel.from_pretrained("{location}").eval().timm_model
+model = AutoModel.from_pretrained("{location}").eval(){single}.timm_model
 
 """
 
@@ -101,13 +101,14 @@ def embed(pixels):  # a grey image: array (H, W) of uint8 or uint16
 """
 
 
-def loading_code(spec: EncoderSpec, location: str, kind: str) -> str:
+def loading_code(spec: EncoderSpec, location: str, kind: str, precision: str = "fp32") -> str:
     """Python that defines ``embed(pixels)``, which gives the features of one image exactly as nanodist does.
 
     Args:
         spec: how the encoder reads an image.
         location: folder of the export, as it stands between double quotes.
         kind: one of :data:`FORMATS`, or :data:`TORCHVISION_RGB`.
+        precision: of the weights in the folder; transformers keeps them in it, which few CPUs compute well in.
     """
     if kind == "onnx":
         return _ONNX.format(location=location)
@@ -123,7 +124,9 @@ def loading_code(spec: EncoderSpec, location: str, kind: str) -> str:
         )
         pool = ["x = x.expand(-1, 3, -1, -1)"] * rgb + _pool_of_torchvision(spec)
     else:
-        head = (_HUGGINGFACE if kind == "huggingface" else _TIMM).format(location=location)
+        head = (_HUGGINGFACE if kind == "huggingface" else _TIMM).format(
+            location=location, single="" if precision == "fp32" else ".float()"
+        )
         pool = _pool_of_timm(spec)
     return head + _LOOKS.format(
         pool="\n".join(f"    {line}" for line in pool),

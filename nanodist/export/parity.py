@@ -7,23 +7,24 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from hpc.errors import UserError
 from hpc.seeding import generator
 from nanodist.export.graph import accepts, smallest_side
 from nanodist.export.loading import TORCHVISION_RGB, loading_code
+from nanodist.export.precision import TOLERANCES
 from nanodist.pixels import Image
 
 if TYPE_CHECKING:
     from nanodist.encoders import Encoder
 
-# Relative to the largest feature. The same weights through other kernels: 1e-7 to 1e-6 was seen; a wrong weight,
-# argument or preprocessing gives 1e-3 and more.
-TOLERANCE = 1e-5
 TIMEOUT_S = 1800
 LIBRARIES = {
     "timm": ["timm", "torch"],
@@ -33,9 +34,29 @@ LIBRARIES = {
     "onnx": ["onnxruntime"],
     "torch-export": ["torch"],
 }
+Answers = Sequence[npt.NDArray[Any]]
 
 
-def check(encoder: Encoder, folder: Path, formats: list[str], any_size: bool) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Job:
+    """What a recipient does with one format.
+
+    Attributes:
+        name: of the row in the report; the part before a space is a key of :data:`LIBRARIES`.
+        code: Python of the card.
+        function: name that the code defines; it is given the pixels of a file.
+        wanted: what the run answers to each image: arrays (several where the function returns several).
+    """
+
+    name: str
+    code: str
+    function: str
+    wanted: Sequence[Answers]
+
+
+def check(
+    encoder: Encoder, folder: Path, formats: list[str], any_size: bool, precision: str = "fp32"
+) -> dict[str, Any]:
     """Load each format of ``folder`` in a process that cannot import nanodist, and compare features.
 
     Args:
@@ -43,22 +64,58 @@ def check(encoder: Encoder, folder: Path, formats: list[str], any_size: bool) ->
         folder: the export, not yet under its final name.
         formats: what is in it.
         any_size: whether the graphs in it take other image sizes than the smallest.
+        precision: of the export; the source is float32.
 
     Returns:
-        JSON-able: ``tolerance`` and, a row a format, ``loaded_with`` (versions), ``images`` (height, width, type),
-        ``largest_difference`` and ``relative_difference`` (to the largest feature).
+        What :func:`compare` returns.
 
     Raises:
         UserError: a format cannot be loaded, or its features are not those of the source.
     """
     names = [name for kind in formats for name in ([kind, TORCHVISION_RGB] if kind == "torchvision" else [kind])]
     images = sample_images(encoder)
-    expected = [encoder.embed([image])[0] for image in images]
+    wanted = [[encoder.embed([image])[0]] for image in images]
+    jobs = []
+    for name in names:
+        kind = name
+        if name == "huggingface" and importlib.util.find_spec("transformers") is None:
+            kind = "timm"  # the same files, by the library that transformers wraps; the report names it
+        code = loading_code(encoder.spec, json.dumps(str(folder.resolve()))[1:-1], kind, precision)
+        graph = name in ("onnx", "torch-export")
+        jobs.append(Job(name, code, "embed", wanted if any_size or not graph else wanted[:1]))
+    return compare(jobs, images, precision)
+
+
+def compare(
+    jobs: Sequence[Job], images: Sequence[Image], precision: str = "fp32", tolerance: float | None = None
+) -> dict[str, Any]:
+    """Run every job in a process that cannot import nanodist, on image files, and compare what it answers.
+
+    Args:
+        jobs: for each format what is run, and what has to come out; fewer answers than images leave the last out.
+        images: (H, W) of uint8, uint16 (then PNG files) or float32 (TIFF files).
+        precision: a key of :data:`nanodist.export.precision.TOLERANCES`.
+        tolerance: another one than that of the precision.
+
+    Returns:
+        JSON-able: ``precision``, ``tolerance`` and, a row a format, ``loaded_with`` (versions), ``images`` (height,
+        width, type), ``largest_difference`` and ``relative_difference`` (to the largest number of its array).
+
+    Raises:
+        UserError: a format cannot be loaded, or its answers are not the wanted ones.
+    """
+    tolerance = TOLERANCES[precision] if tolerance is None else tolerance
     with tempfile.TemporaryDirectory(prefix="nanodist-parity-") as scratch:
-        tasks = [_task(encoder, folder, name, _write(images, Path(scratch)), any_size) for name in names]
-        results = _run(tasks, Path(scratch))
-        rows = [_row(task, results[task["name"]], images, expected, Path(scratch)) for task in tasks]
-    return {"schema": 1, "tolerance": TOLERANCE, "formats": rows}
+        files = _write(images, Path(scratch))
+        results = _run([_task(job, files) for job in jobs], Path(scratch))
+        rows = [_row(job, results[job.name], images, Path(scratch), tolerance) for job in jobs]
+    return {"schema": 1, "precision": precision, "tolerance": tolerance, "formats": rows}
+
+
+def _task(job: Job, files: list[str]) -> dict[str, Any]:
+    libraries = LIBRARIES[job.name.split(" ")[0]]
+    used = files[: len(job.wanted)]
+    return {"name": job.name, "code": job.code, "function": job.function, "images": used, "libraries": libraries}
 
 
 def sample_images(encoder: Encoder) -> list[Image]:
@@ -80,26 +137,14 @@ def sample_images(encoder: Encoder) -> list[Image]:
     ]
 
 
-def _write(images: list[Image], scratch: Path) -> list[str]:
+def _write(images: Sequence[Image], scratch: Path) -> list[str]:
     from PIL import Image as Pil
 
-    files = [scratch / f"image-{i}.png" for i in range(len(images))]
+    endings = ["tif" if image.dtype == np.float32 else "png" for image in images]
+    files = [scratch / f"image-{i}.{ending}" for i, ending in enumerate(endings)]
     for image, file in zip(images, files, strict=True):
         Pil.fromarray(image).save(file)
     return [str(file) for file in files]
-
-
-def _task(encoder: Encoder, folder: Path, name: str, files: list[str], any_size: bool) -> dict[str, Any]:
-    kind = name
-    if name == "huggingface" and importlib.util.find_spec("transformers") is None:
-        kind = "timm"  # the same files, by the library that transformers wraps; the report names it
-    graph = name in ("onnx", "torch-export")
-    return {
-        "name": name,
-        "code": loading_code(encoder.spec, json.dumps(str(folder.resolve()))[1:-1], kind),
-        "images": files if any_size or not graph else files[:1],
-        "libraries": LIBRARIES[kind],
-    }
 
 
 def _run(tasks: list[dict[str, Any]], scratch: Path) -> dict[str, Any]:
@@ -117,31 +162,38 @@ def _run(tasks: list[dict[str, Any]], scratch: Path) -> dict[str, Any]:
     return results
 
 
-def _row(
-    task: dict[str, Any], result: dict[str, Any], images: list[Image], expected: list[Any], scratch: Path
-) -> dict[str, Any]:
-    name = task["name"]
+def _row(job: Job, result: dict[str, Any], images: Sequence[Image], scratch: Path, tolerance: float) -> dict[str, Any]:
+    name = job.name
     if "error" in result:
         raise UserError(
             f"The {name} export cannot be loaded back without nanodist, so nothing was written: {result['error']}"
         )
     differences = []
-    for i in range(len(task["images"])):
-        found, wanted = np.load(scratch / f"{name}-{i}.npy"), expected[i]
-        if found.shape != wanted.shape:
-            raise UserError(f"The {name} export gives {found.shape} features instead of {wanted.shape}: not written.")
-        absolute, largest = float(np.abs(found - wanted).max()), float(np.abs(wanted).max())
-        if not absolute <= TOLERANCE * largest:  # also catches NaN
-            raise UserError(
-                f"The features of the {name} export differ from the run's by {absolute:.2e} on an image of "
-                f"{images[i].shape[1]} x {images[i].shape[0]} px (allowed: {TOLERANCE * largest:.1e}), so nothing was "
-                "written."
-            )
-        differences.append((absolute, absolute / largest if largest else 0.0))
+    for i, wanted in enumerate(job.wanted):
+        with np.load(scratch / f"{name}-{i}.npz", allow_pickle=False) as file:
+            found = [file[key] for key in file.files]
+        for got, want in zip(found, wanted, strict=True):
+            differences.append(_difference(name, got, want, images[i], tolerance))
+    shown = images[: len(job.wanted)]
     return {
         "format": name,
         "loaded_with": result["loaded_with"],
-        "images": [[*image.shape, str(image.dtype)] for image in images[: len(task["images"])]],
+        "images": [[*image.shape, str(image.dtype)] for image in shown],
         "largest_difference": max(a for a, _ in differences),
         "relative_difference": max(r for _, r in differences),
     }
+
+
+def _difference(
+    name: str, found: npt.NDArray[Any], wanted: npt.NDArray[Any], image: Image, tolerance: float
+) -> tuple[float, float]:
+    """The largest difference of an answer, and its share of the largest number."""
+    if found.shape != wanted.shape:
+        raise UserError(f"The {name} export gives {found.shape} numbers instead of {wanted.shape}: not written.")
+    absolute, largest = float(np.abs(found - wanted).max()), float(np.abs(wanted).max())
+    if not absolute <= tolerance * largest:  # also catches NaN
+        raise UserError(
+            f"The answers of the {name} export differ from the run's by {absolute:.2e} on an image of "
+            f"{image.shape[1]} x {image.shape[0]} px (allowed: {tolerance * largest:.1e}), so nothing was written."
+        )
+    return absolute, absolute / largest if largest else 0.0

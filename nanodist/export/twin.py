@@ -9,6 +9,7 @@ import torch
 
 from hpc.errors import UserError
 from nanodist.export.loading import architecture
+from nanodist.export.precision import rounded
 from nanodist.export.weights import save, tensors_of
 
 if TYPE_CHECKING:
@@ -57,8 +58,9 @@ def require_twin(encoder: Encoder) -> None:
             )
 
 
-def write_torchvision(encoder: Encoder, folder: Path) -> None:
-    """Write ``torchvision/model.safetensors`` (one channel) and ``model_rgb.safetensors`` (three channels).
+def write_torchvision(encoder: Encoder, folder: Path, precision: str = "fp32") -> None:
+    """Write ``torchvision/model.safetensors`` (one channel) and ``model_rgb.safetensors`` (three channels), and the
+    same as ``.pth`` for systems without safetensors.
 
     The kernels of the three-channel stem are a third of the grey ones each, so that a grey image in all three channels
     gives the same features.
@@ -66,6 +68,9 @@ def write_torchvision(encoder: Encoder, folder: Path) -> None:
     require_twin(encoder)
     (folder / "torchvision").mkdir()
     tensors = tensors_of(encoder)
-    save(tensors, folder / "torchvision" / "model.safetensors")
     stem = (tensors[STEM] / 3).repeat(1, 3, 1, 1)
-    save({**tensors, STEM: stem}, folder / "torchvision" / "model_rgb.safetensors")
+    for name, weights in (("model", tensors), ("model_rgb", {**tensors, STEM: stem})):
+        held = rounded(weights, precision)
+        save(held, folder / "torchvision" / f"{name}.safetensors")
+        # The one kind of file here that is a pickle, of plain tensors alone: torch.load(..., weights_only=True).
+        torch.save(held, folder / "torchvision" / f"{name}.pth")

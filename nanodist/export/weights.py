@@ -15,6 +15,7 @@ from hpc.errors import UserError
 from hpc.seeding import generator
 from nanodist.export.card import UNSTATED, render
 from nanodist.export.loading import architecture as architecture_of
+from nanodist.export.precision import rounded
 
 if TYPE_CHECKING:
     from nanodist.encoders import Encoder, EncoderSpec
@@ -60,14 +61,18 @@ def refuse_taken(target: Path) -> None:
         raise UserError(f"{target} exists already and is not empty: give --to a new folder, or remove it first.")
 
 
-def write_timm(encoder: Encoder, folder: Path, card: dict[str, Any]) -> None:
+def write_timm(encoder: Encoder, folder: Path, card: dict[str, Any], precision: str = "fp32") -> None:
     """Write ``model.safetensors``, ``config.json`` and ``nanodist.json`` into ``folder``, and load them with timm.
 
-    transformers reads the same files (``TimmWrapperModel``).
+    transformers reads the same files (``TimmWrapperModel``). In fp16 the weights are rounded once; timm computes with
+    them in float32.
     """
     trunk = copy.deepcopy(encoder.trunk).to("cpu", torch.float32).eval()
     provenance = {"schema": 1, "spec": asdict(encoder.spec), "seen": encoder.seen, "name": encoder.name}
-    save(tensors_of(encoder), folder / "model.safetensors")
+    tensors = rounded(tensors_of(encoder), precision)
+    if precision != "fp32":
+        trunk.load_state_dict(tensors)  # what others will have, which is what timm has to give back to the bit
+    save(tensors, folder / "model.safetensors")
     atomic.write_json(folder / "config.json", timm_config(trunk, encoder, card))
     atomic.write_json(folder / "nanodist.json", provenance)
     verify(folder, trunk, encoder.spec.image_size)

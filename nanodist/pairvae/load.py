@@ -16,7 +16,7 @@ from hpc.checkpoint.files import CheckpointError, latest_checkpoint, read_state,
 from hpc.config import build, parse_yaml
 from hpc.errors import UserError
 from hpc.seeding import key
-from nanodist.encoders import Encoder, EncoderSpec, create_trunk
+from nanodist.encoders import Encoder, EncoderSpec, create_trunk, refuse_fetching
 from nanodist.pairvae.data import normals
 from nanodist.pairvae.model import Geometry, Inputs, PairModel, build_model
 from nanodist.pairvae.recipe import RECIPE_FILE, PairVAERecipe, Stage
@@ -25,8 +25,6 @@ from nanodist.scattering.pattern import Pattern
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 _AT_ONCE = 16
-# Arguments of timm.create_model that load a file or a download; a file of somebody else must not choose them.
-_FETCHING = {"pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
 
 
 @dataclass(frozen=True)
@@ -139,8 +137,6 @@ def _encoder(spec: dict[str, Any] | None, folder: Path) -> Encoder | None:
     if spec is None:
         return None
     made = build(EncoderSpec, spec, str(folder))
-    fetching = sorted(_FETCHING & made.trunk_options.keys())
-    if fetching:
-        raise UserError(f"{folder}: trunk option '{fetching[0]}' is not allowed in a checkpoint, as it loads others")
+    refuse_fetching(made.trunk_options, folder)
     made = dataclasses.replace(made, looks=[(1.0, 0, 1)])
     return Encoder(made, create_trunk(made.trunk, 0, **made.trunk_options), "pairvae")

@@ -260,6 +260,13 @@ HOSTILE = {
     "a trunk from the internet": ("nanodist.json", lambda old: old.replace(b'"test_resnet"', b'"hf-hub:a/b"')),
     "another trunk than the weights": ("nanodist.json", lambda old: old.replace(b'"test_resnet"', b'"test_vit"')),
     "an unknown key": ("nanodist.json", lambda old: old.replace(b'"spec": {', b'"spec": {"hook": "os.system",')),
+    "a trunk that loads a file": (
+        "nanodist.json",
+        lambda old: old.replace(b'"trunk_options": {', b'"trunk_options": {"checkpoint_path": "/tmp/evil.pth"'),
+    ),
+    "JSON of another shape": ("nanodist.json", lambda old: b'["spec"]'),
+    "JSON without end": ("nanodist.json", lambda old: b"[" * 200_000),
+    "JSON that fills the memory": ("nanodist.json", lambda old: old + b" " * 2**26),
     "no JSON": ("nanodist.json", lambda old: b"\x80\x04"),
 }
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from hpc.errors import UserError
 from nanodist import cli
@@ -62,7 +63,7 @@ def close(found: np.ndarray, wanted: np.ndarray, tolerance: float = 1e-5) -> boo
 
 
 @needs_onnx
-def test_one_folder_holds_all_formats_and_no_pickle(everything):
+def test_one_folder_holds_all_formats(everything):
     folder, report = everything
     files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     assert files == [
@@ -75,9 +76,15 @@ def test_one_folder_holds_all_formats_and_no_pickle(everything):
         "parity.json",
         "torch-export/model.json",
         "torch-export/model.pt2",
+        "torchvision/model.pth",
         "torchvision/model.safetensors",
+        "torchvision/model_rgb.pth",
         "torchvision/model_rgb.safetensors",
     ]
+    for name in ("model", "model_rgb"):
+        old = torch.load(folder / "torchvision" / f"{name}.pth", weights_only=True)
+        new = load_file(folder / "torchvision" / f"{name}.safetensors")
+        assert old.keys() == new.keys() and all(torch.equal(old[key], new[key]) for key in new)
     assert json.loads((folder / "parity.json").read_text()) == report
     assert [path.name for path in folder.parent.iterdir()] == ["virus"]
 
@@ -247,7 +254,7 @@ def test_other_preprocessing_than_the_runs_is_refused(tmp_path, monkeypatch):
 
 def test_a_graph_of_other_weights_is_refused(tmp_path, monkeypatch):
     program, other = graph.program, trained(PLAIN, seed=2)
-    monkeypatch.setattr(graph, "program", lambda encoder: program(other))
+    monkeypatch.setattr(graph, "program", lambda encoder, precision: program(other, precision))
     with pytest.raises(UserError, match="torch-export export differ from the run's by"):
         export(trained(PLAIN), tmp_path / "x", {"name": "x"}, ["timm", "torch-export"])
     assert list(tmp_path.iterdir()) == []

@@ -21,7 +21,7 @@ from hpc.config import build
 from hpc.errors import UserError
 from nanodist.downstream.finetune.model import Classifier, plain_head
 from nanodist.downstream.finetune.reference import Reference, read_reference
-from nanodist.encoders import EncoderSpec, create_trunk
+from nanodist.encoders import EncoderSpec, create_trunk, refuse_fetching
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,7 @@ def load_classifier(run_dir: str | Path) -> Loaded:
     folder, task, weights = read_run(run_dir, "classification")
     try:
         spec = build(EncoderSpec, task["encoder"], str(folder))
+        refuse_fetching(spec.trunk_options, folder)
         trunk = create_trunk(spec.trunk, 0, **spec.trunk_options)
         model = Classifier(trunk, plain_head(*reversed(weights["head.1.weight"].shape)), spec, True)
         model.load_state_dict(weights)

@@ -23,7 +23,7 @@ from nanodist.downstream.finetune.predict import grey, read_each
 from nanodist.downstream.finetune.recipe import DecoderConfig
 from nanodist.downstream.segment.model import Segmenter
 from nanodist.downstream.segment.windows import strips, window_count
-from nanodist.encoders import EncoderSpec, create_trunk
+from nanodist.encoders import EncoderSpec, create_trunk, refuse_fetching
 from nanodist.micrographs import Micrograph
 
 U8 = npt.NDArray[np.uint8]
@@ -54,6 +54,7 @@ def load_segmenter(run_dir: str | Path) -> LoadedSegmenter:
     folder, task, weights = read_run(run_dir, "segmentation")
     try:
         spec = build(EncoderSpec, task["encoder"], str(folder))
+        refuse_fetching(spec.trunk_options, folder)
         values = tuple(int(name) for name in task["classes"])
         trunk = create_trunk(spec.trunk, 0, **spec.trunk_options)
         model = Segmenter(trunk, len(values), spec, build(DecoderConfig, task["decoder"], str(folder)), True)

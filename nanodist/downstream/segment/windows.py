@@ -86,14 +86,14 @@ def _probabilities(model: Segmenter, windows: Tensor, size_px: int, turns: int) 
         )
     total = torch.zeros(())
     for number, turned in enumerate(symmetries(shown, turns)):
-        total = total + _turned_back(model.predict(turned), number)
+        total = total + turned_back(model.predict(turned), number)
     total = total / turns
     if crop_px != size_px:
         total = functional.interpolate(total, size=(crop_px, crop_px), mode="bilinear", align_corners=False)
     return total
 
 
-def _turned_back(maps: Tensor, number: int) -> Tensor:
+def turned_back(maps: Tensor, number: int) -> Tensor:
     """``maps`` of the ``number``-th symmetry in the orientation of the image."""
     back = torch.rot90(maps, -(number % 4), dims=(-2, -1))
     return back.flip(-1) if number >= 4 else back
