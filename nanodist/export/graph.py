@@ -150,17 +150,29 @@ def traced(graph: nn.Module, examples: tuple[Tensor, ...], dims: tuple[dict[int,
     for any_small_size in (True, False):
         try:
             with _quiet(), _sizes_of_one() if any_small_size else contextlib.nullcontext():
-                return export(
+                made = export(
                     graph,
                     examples,
                     dynamic_shapes=dims,
                     strict=False,
                     prefer_deferred_runtime_asserts_over_guards=True,
                 )
+            return _of_one_too(made)
         except Exception as error:  # torch.export raises whatever the tracer met
             reason = error
     text = " ".join(str(reason).split())[:200]
     raise UserError(f"torch.export cannot trace {what}, so there is no graph of it: {text}") from reason
+
+
+def _of_one_too(made: Any) -> Any:
+    """Without the demands that a size is not 1, which two inputs of one batch bring: no value depends on them."""
+    for node in list(made.graph.nodes):
+        asserts = node.target is torch.ops.aten._assert_scalar.default
+        if asserts and getattr(node.args[0], "target", None) is torch.sym_not:
+            made.graph.erase_node(node)
+    made.graph.eliminate_dead_code()
+    made.graph_module.recompile()
+    return made
 
 
 def describe(encoder: Encoder, one_size: bool, any_size: bool, side: int) -> dict[str, Any]:

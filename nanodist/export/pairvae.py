@@ -28,7 +28,7 @@ from nanodist.scattering.regrid import regrid
 FORMATS = ("onnx", "torch-export")
 DRAWS = 2
 # Its answers go through logarithms and back, and through transforms that are done in another order.
-TOLERANCE = 1e-4
+TOLERANCE = 1e-5
 _GLUE_SAXS = """
 def answer(pixels):
     pixels = pixels.astype("float32")

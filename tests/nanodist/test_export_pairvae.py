@@ -1,5 +1,6 @@
-"""The graphs of a PairVAE, in both directions."""
+"""A PairVAE runs in both directions in a process without nanodist, from detector frames and micrographs on."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,11 @@ from nanodist.scattering.pattern import QGrid
 from tests.nanodist.test_pairvae import tiny
 
 GEOMETRY = Geometry(QGrid(32, 0.5), 20.0, 32, 6.0, "counts")
+SCORES = [
+    {"direction": "SAXS to SEM", "method": "PairVAE", "score": "period_error", "items": 9, "median": 0.0213,
+     "low": 0.011, "high": 0.042},
+    {"direction": "SAXS to SEM", "method": "nearest", "score": "period_error", "items": 9, "median": 0.777},
+]  # fmt: skip
 
 
 def trained(preset: str) -> Trained:
@@ -57,7 +63,20 @@ def test_the_graphs_compute_what_the_model_does(preset):
         assert float((got - want).abs().max()) <= 2e-5 * float(want.abs().max()), number
 
 
-def test_what_a_pairvae_has_not_is_refused(tmp_path):
-    with pytest.raises(UserError, match="exported as onnx or torch-export, not as timm"):
-        export_pairvae(trained("modern"), tmp_path / "x", ("timm",), "films", {})
-    assert list(tmp_path.iterdir()) == []
+def test_both_directions_answer_as_the_run_does(tmp_path):
+    card = {"license": "CC-BY-4.0", "scores": SCORES}
+    report = export_pairvae(trained("modern"), tmp_path / "pair", ("torch-export",), "films", card)
+    names = ["torch-export saxs-to-sem", "torch-export sem-to-saxs"]
+    assert [row["format"] for row in report["formats"]] == names
+    assert all(len(row["images"]) == 2 for row in report["formats"])
+    assert json.loads((tmp_path / "pair" / "parity.json").read_text()) == report
+    facts = json.loads((tmp_path / "pair" / "torch-export" / "saxs-to-sem.json").read_text())
+    assert facts["q_grid"]["size"] == 32 and facts["reference"] == 20.0 and facts["sem"]["pixel_size_nm"] == 6.0
+    assert [one["name"] for one in facts["inputs"]] == ["intensity", "mask", "noise"]
+    text = (tmp_path / "pair" / "README.md").read_text()
+    assert "| SAXS to SEM | period\\_error" not in text and "| SAXS to SEM | period_error | 9 | 0.0213 | " in text
+    assert "0.777" not in text and "origin and licence were not stated" in text and "Not inside" in text
+    sem_to_saxs = torch.export.load(tmp_path / "pair" / "torch-export" / "sem-to-saxs.pt2").module()
+    for count in (1, 5):
+        mean, log_variance, intensity = sem_to_saxs(torch.rand(count, 1, 32, 32), torch.zeros(count, 6))
+        assert mean.shape == log_variance.shape == (count, 6) and intensity.shape == (count, 32, 32)
