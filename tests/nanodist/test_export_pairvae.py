@@ -80,3 +80,9 @@ def test_both_directions_answer_as_the_run_does(tmp_path):
     for count in (1, 5):
         mean, log_variance, intensity = sem_to_saxs(torch.rand(count, 1, 32, 32), torch.zeros(count, 6))
         assert mean.shape == log_variance.shape == (count, 6) and intensity.shape == (count, 32, 32)
+
+
+def test_what_a_pairvae_has_not_is_refused(tmp_path):
+    with pytest.raises(UserError, match="exported as onnx or torch-export, not as timm"):
+        export_pairvae(trained("modern"), tmp_path / "x", ("timm",), "films", {})
+    assert list(tmp_path.iterdir()) == []
