@@ -130,8 +130,6 @@ def _pairvae(args: argparse.Namespace, wanted: list[str]) -> None:
     from nanodist.export.pairvae import export_pairvae
     from nanodist.pairvae.load import load
 
-    if args.precision != "fp32":
-        raise UserError("a PairVAE is exported in fp32 only: its intensities span more than fp16 holds")
     scores = args.run / "evaluation" / "scores.json"
     card = {
         "license": args.license,
@@ -140,7 +138,7 @@ def _pairvae(args: argparse.Namespace, wanted: list[str]) -> None:
         "scores": json.loads(scores.read_text())["rows"] if scores.is_file() else [],
     }
     name = args.name or args.run.resolve().name
-    _show(args.to, export_pairvae(load(args.run), args.to, wanted, name, card), "answers")
+    _show(args.to, export_pairvae(load(args.run), args.to, wanted, name, card, args.precision), "answers")
     print(f"{args.to / 'README.md'} has the code for both directions")
 
 
@@ -196,7 +194,8 @@ def card_of(run_dir: Path, encoder: Any, name: str = "", license_name: str = "",
         found = read_run(run_dir)
         recipe, info = found.recipe, found.info
     scores = scores_of(run_dir, encoder.name)
-    return facts(name or encoder.name, recipe, info, encoder.seen, scores, license_name, data_note)
+    sizes = pixel_sizes_of(recipe)
+    return facts(name or encoder.name, recipe, info, encoder.seen, scores, license_name, data_note, sizes)
 
 
 def scores_of(run_dir: Path, encoder: str) -> list[dict[str, Any]]:

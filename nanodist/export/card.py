@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import TYPE_CHECKING, Any
@@ -96,6 +97,7 @@ def facts(
     scores: Sequence[Mapping[str, Any]] = (),
     license_name: str = "",
     data_note: str = "",
+    pixel_size_nm: Sequence[float] | None = None,
 ) -> dict[str, Any]:
     """What a card says, gathered from a run.
 
@@ -107,6 +109,7 @@ def facts(
         scores: ``summary`` rows of a probe's ``scores.json``.
         license_name: SPDX name of the licence of the weights.
         data_note: a sentence about the training data and its licence.
+        pixel_size_nm: the least and the largest of the training data.
     """
     seen = seen or {}
     train = recipe.get("train") if isinstance(recipe.get("train"), Mapping) else {}
@@ -116,6 +119,7 @@ def facts(
         "name": name,
         "license": license_name,
         "data_note": data_note,
+        "pixel_size_nm": pixel_size_nm,
         "objective": OBJECTIVES.get(objective_name(recipe), objective_name(recipe)),
         "step": seen.get("step"),
         "global_batch_size": batch,
@@ -180,6 +184,7 @@ def render(
         *(_loading(kind, spec, features, location, graph or {}, precision) for kind in formats),
         parity_table(parity),
         _training(card),
+        f"{pixel_size_note(card)}\n\n",
         _scores(card),
         _USE,
         recipe_block(card),
@@ -212,7 +217,7 @@ def parity_table(parity: Mapping[str, Any] | None) -> str:
     rows = {row["format"]: row["loaded_with"] for row in parity["formats"]}
     note, half = "", ""
     if parity.get("precision") == "fp16":
-        half = " The weights of this folder are rounded to fp16, and its graphs compute in fp16; the run is float32."
+        half = " The weights of this folder are rounded to fp16; the run is float32."
     if "huggingface" in rows and "transformers" not in rows["huggingface"]:
         note = "transformers was not installed there: its row is from the same files by timm, which it wraps.\n\n"
     return (
@@ -223,9 +228,26 @@ def parity_table(parity: Mapping[str, Any] | None) -> str:
     )
 
 
+# "NC" of the Creative Commons, and the words.
+_NON_COMMERCIAL = re.compile(r"\bNC\b|non-?\s?commercial", re.IGNORECASE)
+
+
+def pixel_size_note(card: Mapping[str, Any]) -> str:
+    """A sentence on the pixel sizes that were trained on."""
+    known = card.get("pixel_size_nm")
+    if not known:
+        return "The pixel size of the training data was not stated."
+    low, high = known
+    span = f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
+    return f"It was trained at a pixel size of {span} nm; bring micrographs of another to it first."
+
+
 def licence_note(card: Mapping[str, Any]) -> str:
-    """What has to be said at the top where a licence is not known."""
+    """What has to be said at the top where a licence is not known, or forbids commercial use."""
     lines = []
+    for what, text in (("These weights are", card.get("license")), ("The training data are", card.get("data_note"))):
+        if _NON_COMMERCIAL.search(str(text or "")):
+            lines.append(f"**{what} for non-commercial use only**: {one_line(text)}")
     if not card.get("license"):
         lines.append(
             "**No licence was stated for these weights**: ask whoever gave them to you before you pass them on."

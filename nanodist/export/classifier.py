@@ -14,7 +14,15 @@ from hpc.errors import UserError
 from nanodist._version import __version__
 from nanodist.downstream.finetune.load import Loaded
 from nanodist.encoders import Encoder
-from nanodist.export.card import CITATION, UNSTATED, licence_note, one_line, parity_table, recipe_block
+from nanodist.export.card import (
+    CITATION,
+    UNSTATED,
+    licence_note,
+    one_line,
+    parity_table,
+    pixel_size_note,
+    recipe_block,
+)
 from nanodist.export.folder import require
 from nanodist.export.loading import TITLES, loading_code
 from nanodist.export.precision import require_half
@@ -41,7 +49,7 @@ It tells {count} classes apart, in this order: {classes}.
 `predict` takes a tile of {height} x {width} px, uint8 or uint16, as packing makes it: of each *micrograph* (not of each
 tile) the 0.1 and 99.9 % quantiles become black and white where it is not 8 bit already. It gives a probability for each
 class. For a larger micrograph, average over its tiles. Scaling, cropping, normalisation, trunk, head and the average
-over {symmetries} rotations and reflections are inside; `model.json` names the classes for programs.
+over {symmetries} rotations and reflections are inside; `model.json` names the classes for programs. {pixel_size}
 
 """
 
@@ -141,6 +149,7 @@ def _card(
         height=loaded.tile_px[0],
         width=loaded.tile_px[1],
         symmetries=source.spec.looks[0][2],
+        pixel_size=pixel_size_note(card),
     )
     return "".join([head, *code, parity_table(parity), _scores(card), _USE, recipe_block(card), CITATION])
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from hpc import atomic
 from hpc.errors import UserError
@@ -17,6 +18,7 @@ from hpc.seeding import generator
 from nanodist.export.folder import require
 from nanodist.export.pair_card import card_text
 from nanodist.export.pair_code import SAXS, SEM, code_of
+from nanodist.export.precision import require_half
 from nanodist.export.weights import refuse_taken
 from nanodist.pairvae.images import prepared, tiling
 from nanodist.pairvae.load import Trained
@@ -27,8 +29,6 @@ from nanodist.scattering.regrid import regrid
 
 FORMATS = ("onnx", "torch-export")
 DRAWS = 2
-# Its answers go through logarithms and back, and through transforms that are done in another order.
-TOLERANCE = 1e-5
 _GLUE_SAXS = """
 def answer(pixels):
     pixels = pixels.astype("float32")
@@ -43,7 +43,12 @@ def answer(pixels):
 
 
 def export_pairvae(
-    trained: Trained, target: Path, formats: Sequence[str], name: str, card: Mapping[str, Any]
+    trained: Trained,
+    target: Path,
+    formats: Sequence[str],
+    name: str,
+    card: Mapping[str, Any],
+    precision: str = "fp32",
 ) -> dict[str, Any]:
     """Write both directions of a PairVAE in every format of ``formats`` to the folder ``target``, or nothing at all.
 
@@ -54,6 +59,8 @@ def export_pairvae(
         name: on the card.
         card: ``license``, ``data_note``, ``recipe`` and ``scores`` (rows of the evaluation's ``scores.json``), each of
             which may lack.
+        precision: ``fp32``, or ``fp16``, in which the weights are then held; intensities span more than that, so that
+            the graphs compute in float32.
 
     Returns:
         The parity report, as in ``parity.json``: see :func:`nanodist.export.parity.compare`.
@@ -72,12 +79,14 @@ def export_pairvae(
     for key, value in trained.model.state_dict().items():
         if not bool(torch.isfinite(value).all()):
             raise UserError(f"Weight {key} of {name} is not finite (the training diverged): export another run.")
+    if precision == "fp16":
+        require_half(dict(trained.model.named_parameters()), name)
     try:
         with atomic.directory(target) as folder:
-            _write(trained, folder, wanted)
+            _write(trained, folder, wanted, precision)
             rows = []
             for images, jobs in _checks(trained, json.dumps(str(folder.resolve()))[1:-1], wanted):
-                parity = compare(jobs, images, tolerance=TOLERANCE)
+                parity = compare(jobs, images, precision)
                 rows += parity["formats"]
             parity = {**parity, "formats": rows}
             atomic.write_json(folder / "parity.json", parity)
@@ -87,11 +96,12 @@ def export_pairvae(
     return parity
 
 
-def _write(trained: Trained, folder: Path, formats: Sequence[str]) -> None:
+def _write(trained: Trained, folder: Path, formats: Sequence[str], precision: str) -> None:
     from torch.export import Dim
 
     from nanodist.export.graph import traced, write_onnx, write_torch_export
     from nanodist.export.pair_graph import FromSaxs, FromSem, parts_of
+    from nanodist.export.precision import Held
 
     model, side, size = trained.model, trained.geometry.grid.size, trained.geometry.size_px
     batch, latent = Dim("batch", min=1), model.latent_dim
@@ -99,8 +109,12 @@ def _write(trained: Trained, folder: Path, formats: Sequence[str]) -> None:
     tiles = (torch.zeros(2, 1, size, size), torch.zeros(2, latent))
     parts = parts_of(model)
     for stem, graph, examples in ((SAXS, FromSaxs(parts, latent), planes), (SEM, FromSem(parts), tiles)):
-        made = traced(graph.eval(), examples, ({0: batch},) * len(examples), f"the PairVAE ({stem})")
-        facts = _facts(trained, stem)
+        given: nn.Module = graph.eval()
+        sizes: tuple[Any, ...] = ({0: batch},) * len(examples)
+        if precision == "fp16":
+            given, sizes = Held(given).eval(), (sizes,)  # all inputs are one, of its own signature
+        made = traced(given, examples, sizes, f"the PairVAE ({stem})")
+        facts = {**_facts(trained, stem), "weights": precision}
         if "torch-export" in formats:
             write_torch_export(made, facts, folder, stem)
         if "onnx" in formats:

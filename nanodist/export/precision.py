@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import nn
 
 from hpc.errors import UserError
 
@@ -21,7 +24,7 @@ def require_half(tensors: dict[str, torch.Tensor], name: str) -> None:
         UserError: one is; names it.
     """
     for key, value in tensors.items():
-        if value.is_floating_point() and value.numel() and float(value.abs().max()) > LARGEST:
+        if value.is_floating_point() and value.numel() and float(value.detach().abs().max()) > LARGEST:
             raise UserError(
                 f"weight {key} of {name} is too large for fp16 ({LARGEST:.0f}): export with --precision fp32"
             )
@@ -30,3 +33,23 @@ def require_half(tensors: dict[str, torch.Tensor], name: str) -> None:
 def rounded(tensors: dict[str, torch.Tensor], precision: str) -> dict[str, torch.Tensor]:
     """``tensors`` with their floating-point numbers in ``precision``."""
     return {key: value.to(DTYPES[precision]) if value.is_floating_point() else value for key, value in tensors.items()}
+
+
+class Held(nn.Module):
+    """A graph whose weights are held in fp16 and that computes in float32, for numbers that fp16 does not span.
+
+    Args:
+        graph: in float32; it stays as it is.
+    """
+
+    def __init__(self, graph: nn.Module) -> None:
+        super().__init__()
+        self._graph = [graph]  # in a list, since its own weights are not of this module
+        self._names = {name: f"held_{k}" for k, (name, _) in enumerate(graph.named_parameters())}
+        for name, value in graph.named_parameters():
+            self.register_buffer(self._names[name], value.detach().half())
+
+    def forward(self, *inputs: torch.Tensor) -> Any:
+        """What the graph answers with the rounded weights."""
+        weights = {name: getattr(self, held).float() for name, held in self._names.items()}
+        return torch.func.functional_call(self._graph[0], weights, inputs)

@@ -21,7 +21,15 @@ from nanodist.downstream.segment.model import Segmenter
 from nanodist.downstream.segment.predict import LoadedSegmenter
 from nanodist.downstream.segment.windows import strips, turned_back
 from nanodist.encoders import normalise, symmetries
-from nanodist.export.card import CITATION, UNSTATED, licence_note, one_line, parity_table, recipe_block
+from nanodist.export.card import (
+    CITATION,
+    UNSTATED,
+    licence_note,
+    one_line,
+    parity_table,
+    pixel_size_note,
+    recipe_block,
+)
 from nanodist.export.folder import require
 from nanodist.export.loading import TITLES
 from nanodist.export.precision import DTYPES, require_half
@@ -286,16 +294,6 @@ def _card(
     )
     code = [f"### {TITLES[kind]}\n\n```python\n{code_of(loaded, here, kind)}```\n\n" for kind in formats]
     return "".join([head, *code, parity_table(parity), _scores(card), _USE, recipe_block(card), CITATION])
-
-
-def pixel_size_note(card: Mapping[str, Any]) -> str:
-    """A sentence on the pixel sizes that were trained on."""
-    known = card.get("pixel_size_nm")
-    if not known:
-        return "The pixel size of the training data was not stated."
-    low, high = known
-    span = f"{low:.3g}" if low == high else f"{low:.3g} to {high:.3g}"
-    return f"It was trained at a pixel size of {span} nm; bring micrographs of another to it first."
 
 
 def _scores(card: Mapping[str, Any]) -> str:

@@ -223,7 +223,16 @@ def test_card_with_licence_data_and_scores(tmp_path):
     text = (export_timm(trained(), tmp_path / "virus", said) / "README.md").read_text()
     assert yaml.safe_load(text.split("---")[1])["license"] == "cc-by-4.0"
     assert "| virus | linear | 8 | 0.470 | 0.440 to 0.500 |" in text and "| 80 |" not in text
-    assert "TEM viruses" in text and "No licence" not in text
+    assert "TEM viruses" in text and "No licence" not in text and "non-commercial" not in text
+    assert "pixel size of the training data was not stated" in text
+
+
+def test_card_says_at_the_top_what_forbids_commercial_use_and_the_pixel_sizes(tmp_path):
+    said = card(license_name="CC-BY-NC-4.0", data_note="Crops, non-commercial.", pixel_size_nm=[0.5, 2.0])
+    text = (export_timm(trained(), tmp_path / "virus", said) / "README.md").read_text()
+    top = text.partition("## ")[0]
+    assert "**These weights are for non-commercial use only**: CC-BY-NC-4.0" in top
+    assert "**The training data are for non-commercial use only**: Crops" in top and "of 0.5 to 2 nm" in text
 
 
 def test_card_marks_transductive_scores(tmp_path):

@@ -9,6 +9,7 @@ import torch
 from hpc.errors import UserError
 from nanodist.export.pair_graph import FromSaxs, FromSem, parts_of
 from nanodist.export.pairvae import export_pairvae
+from nanodist.export.precision import Held
 from nanodist.pairvae.load import Trained
 from nanodist.pairvae.model import Geometry, Inputs, Statistics, build_model, start_encoder
 from nanodist.scattering.pattern import QGrid
@@ -80,6 +81,17 @@ def test_both_directions_answer_as_the_run_does(tmp_path):
     for count in (1, 5):
         mean, log_variance, intensity = sem_to_saxs(torch.rand(count, 1, 32, 32), torch.zeros(count, 6))
         assert mean.shape == log_variance.shape == (count, 6) and intensity.shape == (count, 32, 32)
+
+
+def test_weights_held_in_half_precision_answer_to_rounding():
+    graph = FromSem(parts_of(trained("modern").model)).eval()
+    inputs = torch.rand(2, 1, 32, 32), torch.randn(2, 6)
+    held = Held(graph)
+    assert all(value.dtype == torch.float16 for value in held.state_dict().values())
+    with torch.inference_mode():
+        for found, wanted in zip(held(*inputs), graph(*inputs), strict=True):
+            assert found.dtype == torch.float32 and not torch.equal(found, wanted)
+            assert float((found - wanted).abs().max()) < 2e-2 * float(wanted.abs().max())
 
 
 def test_what_a_pairvae_has_not_is_refused(tmp_path):
