@@ -41,6 +41,9 @@ class PlainEngine:
         self.optimizer.step()
         self.optimizer.zero_grad()
 
+    def trust_ratios(self):
+        return {}
+
     def discard(self):
         self.optimizer.zero_grad()
 
