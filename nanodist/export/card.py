@@ -257,6 +257,22 @@ def licence_note(card: Mapping[str, Any]) -> str:
     return "".join(f"> {line}\n\n" for line in lines)
 
 
+def head_of(card: Mapping[str, Any], name: str) -> dict[str, str]:
+    """What the head of every card that is no encoder's begins with."""
+    return {
+        "license": json.dumps(str(card.get("license") or UNSTATED).lower()),
+        "name": one_line(name),
+        "licence": licence_note(card),
+        "version": __version__,
+    }
+
+
+def interval(row: Mapping[str, Any], digits: str = ".3f") -> str:
+    """The interval of a row of scores; empty where it has none."""
+    low, high = row.get("low"), row.get("high")
+    return "" if low is None or high is None else f"{low:{digits}} to {high:{digits}}"
+
+
 def _training(card: Mapping[str, Any]) -> str:
     rows = [
         ("Training data", card.get("data_note")),
@@ -281,10 +297,8 @@ def _scores(card: Mapping[str, Any]) -> str:
     head = "| encoder | method | labels per class | balanced accuracy | interval |\n|---|---|---|---|---|\n"
     lines = []
     for row in rows:
-        low, high = row.get("low"), row.get("high")
-        interval = "" if low is None or high is None else f"{low:.3f} to {high:.3f}"
         name = str(row.get("encoder")) + {True: " \\*", None: " ?"}.get(row.get("transductive", False), "")
-        cells = (name, row.get("method"), row.get("labels_per_class"), f"{row['mean']:.3f}", interval)
+        cells = (name, row.get("method"), row.get("labels_per_class"), f"{row['mean']:.3f}", interval(row))
         lines.append("| " + " | ".join(one_line(cell) for cell in cells) + " |\n")
     notes = ""
     if any(row.get("transductive") for row in rows):

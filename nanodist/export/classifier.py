@@ -9,27 +9,20 @@ from typing import Any
 
 from torch import nn
 
-from hpc import atomic
-from hpc.errors import UserError
-from nanodist._version import __version__
 from nanodist.downstream.finetune.load import Loaded
 from nanodist.encoders import Encoder
 from nanodist.export.card import (
     CITATION,
-    UNSTATED,
-    licence_note,
+    head_of,
     one_line,
     parity_table,
     pixel_size_note,
     recipe_block,
 )
-from nanodist.export.folder import require
+from nanodist.export.folder import made_whole, require_graphs, tell
 from nanodist.export.loading import TITLES, loading_code
 from nanodist.export.precision import require_half
 from nanodist.export.weights import refuse_taken, tensors_of
-
-# A classifier has a head of its own (standardised features, then a linear layer), which only a graph carries.
-FORMATS = ("onnx", "torch-export")
 
 _CARD = """---
 license: {license}
@@ -85,7 +78,7 @@ def export_classifier(
     Args:
         loaded: from :func:`nanodist.downstream.finetune.load.load_classifier`.
         target: a folder that does not exist yet, or is empty.
-        formats: some of :data:`FORMATS`.
+        formats: some of :data:`nanodist.export.folder.GRAPHS`.
         name: on the card.
         card: ``license``, ``data_note``, ``recipe`` and ``scores`` (rows of ``scores.json``), each of which may lack.
         precision: ``fp32`` or ``fp16``, which the trunk then computes in.
@@ -97,31 +90,21 @@ def export_classifier(
         UserError: a format that a classifier has not, or that needs what is not installed; ``target`` is taken or
             cannot be written; or what is loaded back gives other probabilities.
     """
-    from nanodist.export.graph import program, write_onnx, write_torch_export
+    from nanodist.export.graph import program, write_graphs
     from nanodist.export.parity import check
 
-    wrong = [one for one in formats if one not in FORMATS]
-    if wrong:
-        raise UserError(f"a classifier is exported as {' or '.join(FORMATS)}, not as {wrong[0]}: its head is our own")
-    wanted = require(formats)
+    wanted = require_graphs(formats, "a classifier", "its head is our own")
     refuse_taken(target)
     source = _Predictor(loaded, name)
     tensors = tensors_of(source)  # refuses weights that are not finite before any work
     if precision == "fp16":
         require_half(tensors, name)
-    try:
-        with atomic.directory(target) as folder:
-            made, facts = program(source, precision)
-            facts = {**facts, "classes": list(loaded.classes), "tile_px": list(loaded.tile_px)}
-            if "torch-export" in wanted:
-                write_torch_export(made, facts, folder)
-            if "onnx" in wanted:
-                write_onnx(made, facts, folder)
-            parity = check(source, folder, wanted, bool(facts["any_size"]), precision)
-            atomic.write_json(folder / "parity.json", parity)
-            atomic.write_text(folder / "README.md", _card(source, loaded, name, card, wanted, parity, target.name))
-    except OSError as error:
-        raise UserError(f"The export cannot be written to {target}: {error}.") from error
+    with made_whole(target) as folder:
+        made, facts = program(source, precision)
+        facts = {**facts, "classes": list(loaded.classes), "tile_px": list(loaded.tile_px)}
+        write_graphs(made, facts, folder, wanted)
+        parity = check(source, folder, wanted, bool(facts["any_size"]), precision)
+        tell(folder, parity, _card(source, loaded, name, card, wanted, parity, target.name))
     return parity
 
 
@@ -139,11 +122,8 @@ def _card(
         text = loading_code(source.spec, json.dumps(one_line(location))[1:-1], kind).replace("def embed", "def predict")
         code.append(f"### {TITLES[kind]}\n\n```python\n{text}```\n\n")
     head = _CARD.format(
-        license=json.dumps(str(card.get("license") or UNSTATED).lower()),
-        name=one_line(name),
-        licence=licence_note(card),
+        **head_of(card, name),
         trunk=source.spec.trunk,
-        version=__version__,
         count=len(loaded.classes),
         classes=", ".join(f"`{one_line(one)}`" for one in loaded.classes),
         height=loaded.tile_px[0],

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ from nanodist.export.weights import features_of, refuse_taken, tensors_of, write
 if TYPE_CHECKING:
     from nanodist.encoders import Encoder
 
+# The formats of what no foreign library knows as a model.
+GRAPHS = ("onnx", "torch-export")
 # What a format needs beyond a plain install.
 NEEDS = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "torchvision": ("torchvision",)}
 
@@ -59,17 +62,40 @@ def export(
         from nanodist.export.twin import require_twin
 
         require_twin(source)
+    with made_whole(target) as folder:
+        graph = _write(source, folder, card, wanted, precision)
+        parity = check(source, folder, wanted, bool(graph and graph["any_size"]), precision)
+        text = render(card, source.spec, features_of(source), target.name, wanted, graph, parity)
+        tell(folder, parity, text)
+    return parity
+
+
+@contextlib.contextmanager
+def made_whole(target: Path) -> Iterator[Path]:
+    """A folder that gets its name ``target`` once all that is written in it is there.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     try:
         with atomic.directory(target) as folder:
-            graph = _write(source, folder, card, wanted, precision)
-            parity = check(source, folder, wanted, bool(graph and graph["any_size"]), precision)
-            atomic.write_json(folder / "parity.json", parity)
-            features = features_of(source)
-            text = render(card, source.spec, features, target.name, wanted, graph, parity)
-            atomic.write_text(folder / "README.md", text)
+            yield folder
     except OSError as error:
         raise UserError(f"The export cannot be written to {target}: {error}.") from error
-    return parity
+
+
+def tell(folder: Path, parity: dict[str, Any], card: str) -> None:
+    """Write the parity report and the model card of an export."""
+    atomic.write_json(folder / "parity.json", parity)
+    atomic.write_text(folder / "README.md", card)
+
+
+def require_graphs(formats: Sequence[str], what: str, why: str) -> list[str]:
+    """As :func:`require`, for ``what`` has only graphs, since ``why``."""
+    wrong = [name for name in formats if name not in GRAPHS]
+    if wrong:
+        raise UserError(f"{what} is exported as {' or '.join(GRAPHS)}, not as {wrong[0]}: {why}")
+    return require(formats)
 
 
 def require(formats: Sequence[str]) -> list[str]:
@@ -117,12 +143,8 @@ def _write(
         write_torchvision(encoder, folder, precision)
     if "onnx" not in formats and "torch-export" not in formats:
         return None
-    from nanodist.export.graph import program, write_onnx, write_torch_export
+    from nanodist.export.graph import program, write_graphs
 
     made, facts = program(encoder, precision)
-    # First, as the conversion to ONNX changes the program.
-    if "torch-export" in formats:
-        write_torch_export(made, facts, folder)
-    if "onnx" in formats:
-        write_onnx(made, facts, folder)
+    write_graphs(made, facts, folder, formats)
     return facts

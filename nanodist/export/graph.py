@@ -7,7 +7,7 @@ import copy
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -201,6 +201,17 @@ def describe(encoder: Encoder, one_size: bool, any_size: bool, side: int) -> dic
         "sizes": sizes,
         "opset": OPSET,
     }
+
+
+def write_graphs(
+    made: ExportedProgram, facts: dict[str, Any], folder: Path, formats: Sequence[str], stem: str = "model"
+) -> None:
+    """Write a program in those of ``formats`` that are graphs; arguments as :func:`write_onnx` has them."""
+    # In this order, as the conversion to ONNX changes the program.
+    if "torch-export" in formats:
+        write_torch_export(made, facts, folder, stem)
+    if "onnx" in formats:
+        write_onnx(made, facts, folder, stem)
 
 
 def write_torch_export(made: ExportedProgram, facts: dict[str, Any], folder: Path, stem: str = "model") -> None:

@@ -6,8 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nanodist._version import __version__
-from nanodist.export.card import CITATION, UNSTATED, licence_note, one_line, parity_table, recipe_block
+from nanodist.export.card import CITATION, head_of, interval, one_line, parity_table, recipe_block
 from nanodist.export.loading import TITLES
 from nanodist.export.pair_code import SAXS, SEM, code_of
 from nanodist.pairvae.load import Trained
@@ -60,11 +59,8 @@ def card_text(
     geometry, model = trained.geometry, trained.model
     here = json.dumps(one_line(location))[1:-1]
     head = _CARD.format(
-        license=json.dumps(str(card.get("license") or UNSTATED).lower()),
-        name=one_line(name),
-        licence=licence_note(card),
+        **head_of(card, name),
         preset=trained.recipe.model.preset,
-        version=__version__,
         items=len(trained.train),
         store=one_line(trained.store),
         reference=geometry.reference,
@@ -93,9 +89,7 @@ def _scores(card: Mapping[str, Any]) -> str:
         return "## Scores\n\nNot measured: `nanodist pairvae evaluate` does, beside its baselines.\n\n"
     lines = []
     for row in rows:
-        low, high = row.get("low"), row.get("high")
-        interval = "" if low is None or high is None else f"{low:.3g} to {high:.3g}"
-        cells = (row["direction"], row["score"], row["items"], f"{row['median']:.3g}", interval)
+        cells = (row["direction"], row["score"], row["items"], f"{row['median']:.3g}", interval(row, ".3g"))
         lines.append(f"| {' | '.join(map(one_line, cells))} |\n")
     head = "| direction | score | items | median | 95 % interval |\n|---|---|---|---|---|\n"
     return "## Scores\n\nOn specimens that were not trained on; all are errors.\n\n" + head + "".join(lines) + "\n"

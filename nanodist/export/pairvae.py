@@ -12,14 +12,12 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from hpc import atomic
-from hpc.errors import UserError
 from hpc.seeding import generator
-from nanodist.export.folder import require
+from nanodist.export.folder import made_whole, require_graphs, tell
 from nanodist.export.pair_card import card_text
 from nanodist.export.pair_code import SAXS, SEM, code_of
 from nanodist.export.precision import require_half
-from nanodist.export.weights import refuse_taken
+from nanodist.export.weights import refuse_taken, require_finite
 from nanodist.pairvae.images import prepared, tiling
 from nanodist.pairvae.load import Trained
 from nanodist.scattering.frame import Frame
@@ -27,7 +25,6 @@ from nanodist.scattering.geometry import Geometry as Detector
 from nanodist.scattering.pattern import Pattern
 from nanodist.scattering.regrid import regrid
 
-FORMATS = ("onnx", "torch-export")
 DRAWS = 2
 _GLUE_SAXS = """
 def answer(pixels):
@@ -55,7 +52,7 @@ def export_pairvae(
     Args:
         trained: from :func:`nanodist.pairvae.load.load`.
         target: a folder that does not exist yet, or is empty.
-        formats: some of :data:`FORMATS`.
+        formats: some of :data:`nanodist.export.folder.GRAPHS`.
         name: on the card.
         card: ``license``, ``data_note``, ``recipe`` and ``scores`` (rows of the evaluation's ``scores.json``), each of
             which may lack.
@@ -71,35 +68,26 @@ def export_pairvae(
     """
     from nanodist.export.parity import compare
 
-    wrong = [one for one in formats if one not in FORMATS]
-    if wrong:
-        raise UserError(f"a PairVAE is exported as {' or '.join(FORMATS)}, not as {wrong[0]}: its model is our own")
-    wanted = require(formats)
+    wanted = require_graphs(formats, "a PairVAE", "its model is our own")
     refuse_taken(target)
-    for key, value in trained.model.state_dict().items():
-        if not bool(torch.isfinite(value).all()):
-            raise UserError(f"Weight {key} of {name} is not finite (the training diverged): export another run.")
+    require_finite(trained.model.state_dict(), name)
     if precision == "fp16":
         require_half(dict(trained.model.named_parameters()), name)
-    try:
-        with atomic.directory(target) as folder:
-            _write(trained, folder, wanted, precision)
-            rows = []
-            for images, jobs in _checks(trained, json.dumps(str(folder.resolve()))[1:-1], wanted):
-                parity = compare(jobs, images, precision)
-                rows += parity["formats"]
-            parity = {**parity, "formats": rows}
-            atomic.write_json(folder / "parity.json", parity)
-            atomic.write_text(folder / "README.md", card_text(trained, name, card, wanted, parity, target.name))
-    except OSError as error:
-        raise UserError(f"The export cannot be written to {target}: {error}.") from error
+    with made_whole(target) as folder:
+        _write(trained, folder, wanted, precision)
+        rows = []
+        for images, jobs in _checks(trained, json.dumps(str(folder.resolve()))[1:-1], wanted):
+            parity = compare(jobs, images, precision)
+            rows += parity["formats"]
+        parity = {**parity, "formats": rows}
+        tell(folder, parity, card_text(trained, name, card, wanted, parity, target.name))
     return parity
 
 
 def _write(trained: Trained, folder: Path, formats: Sequence[str], precision: str) -> None:
     from torch.export import Dim
 
-    from nanodist.export.graph import traced, write_onnx, write_torch_export
+    from nanodist.export.graph import traced, write_graphs
     from nanodist.export.pair_graph import FromSaxs, FromSem, parts_of
     from nanodist.export.precision import Held
 
@@ -115,10 +103,7 @@ def _write(trained: Trained, folder: Path, formats: Sequence[str], precision: st
             given, sizes = Held(given).eval(), (sizes,)  # all inputs are one, of its own signature
         made = traced(given, examples, sizes, f"the PairVAE ({stem})")
         facts = {**_facts(trained, stem), "weights": precision}
-        if "torch-export" in formats:
-            write_torch_export(made, facts, folder, stem)
-        if "onnx" in formats:
-            write_onnx(made, facts, folder, stem)
+        write_graphs(made, facts, folder, formats, stem)
 
 
 def _facts(trained: Trained, stem: str) -> dict[str, Any]:

@@ -13,30 +13,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hpc import atomic
-from hpc.errors import UserError
 from hpc.seeding import generator
-from nanodist._version import __version__
 from nanodist.downstream.segment.model import Segmenter
 from nanodist.downstream.segment.predict import LoadedSegmenter
 from nanodist.downstream.segment.windows import strips, turned_back
 from nanodist.encoders import normalise, symmetries
 from nanodist.export.card import (
     CITATION,
-    UNSTATED,
-    licence_note,
+    head_of,
+    interval,
     one_line,
     parity_table,
     pixel_size_note,
     recipe_block,
 )
-from nanodist.export.folder import require
+from nanodist.export.folder import made_whole, require_graphs, tell
 from nanodist.export.loading import TITLES
 from nanodist.export.precision import DTYPES, require_half
-from nanodist.export.weights import refuse_taken
+from nanodist.export.weights import refuse_taken, require_finite
 from nanodist.pixels import Image
-
-FORMATS = ("onnx", "torch-export")
 
 _SEGMENT = """
 
@@ -154,7 +149,7 @@ def export_segmentation(
     Args:
         loaded: from :func:`nanodist.downstream.segment.predict.load_segmenter`.
         target: a folder that does not exist yet, or is empty.
-        formats: some of :data:`FORMATS`.
+        formats: some of :data:`nanodist.export.folder.GRAPHS`.
         name: on the card.
         card: ``license``, ``data_note``, ``recipe``, ``pixel_size_nm`` (least, largest) and ``scores`` (the rows of
             ``scores.json``), each of which may lack.
@@ -169,46 +164,27 @@ def export_segmentation(
     """
     from torch.export import Dim
 
-    from nanodist.export.graph import traced, write_onnx, write_torch_export
+    from nanodist.export.graph import traced, write_graphs
     from nanodist.export.parity import Job, compare
 
-    wrong = [one for one in formats if one not in FORMATS]
-    if wrong:
-        raise UserError(
-            f"a segmentation is exported as {' or '.join(FORMATS)}, not as {wrong[0]}: its decoder is our own"
-        )
-    wanted = require(formats)
+    wanted = require_graphs(formats, "a segmentation", "its decoder is our own")
     refuse_taken(target)
-    _require_weights(loaded.model, name, precision)
-    try:
-        with atomic.directory(target) as folder:
-            example = torch.zeros(2, 1, loaded.crop_px, loaded.crop_px)
-            graph = Tile(loaded, DTYPES[precision]).eval()
-            made = traced(graph, (example,), ({0: Dim("batch", min=1)},), f"the segmentation {name}")
-            facts = _facts(loaded, card, precision)
-            if "torch-export" in wanted:
-                write_torch_export(made, facts, folder)
-            if "onnx" in wanted:
-                write_onnx(made, facts, folder)
-            images = _images(loaded.crop_px)
-            expected = [[_segmented(loaded, image)] for image in images]
-            here = json.dumps(str(folder.resolve()))[1:-1]
-            jobs = [Job(kind, code_of(loaded, here, kind), "segment", expected) for kind in wanted]
-            parity = compare(jobs, images, precision)
-            atomic.write_json(folder / "parity.json", parity)
-            atomic.write_text(folder / "README.md", _card(loaded, name, card, wanted, parity, target.name))
-    except OSError as error:
-        raise UserError(f"The export cannot be written to {target}: {error}.") from error
-    return parity
-
-
-def _require_weights(model: nn.Module, name: str, precision: str) -> None:
-    weights = model.state_dict()
-    for key, value in weights.items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise UserError(f"Weight {key} of {name} is not finite (the training diverged): export another run.")
+    weights = loaded.model.state_dict()
+    require_finite(weights, name)
     if precision == "fp16":
         require_half(weights, name)
+    with made_whole(target) as folder:
+        example = torch.zeros(2, 1, loaded.crop_px, loaded.crop_px)
+        graph = Tile(loaded, DTYPES[precision]).eval()
+        made = traced(graph, (example,), ({0: Dim("batch", min=1)},), f"the segmentation {name}")
+        write_graphs(made, _facts(loaded, card, precision), folder, wanted)
+        images = _images(loaded.crop_px)
+        expected = [[_segmented(loaded, image)] for image in images]
+        here = json.dumps(str(folder.resolve()))[1:-1]
+        jobs = [Job(kind, code_of(loaded, here, kind), "segment", expected) for kind in wanted]
+        parity = compare(jobs, images, precision)
+        tell(folder, parity, _card(loaded, name, card, wanted, parity, target.name))
+    return parity
 
 
 def _images(side: int) -> list[Image]:
@@ -281,12 +257,9 @@ def _card(
     resized = "" if side == loaded.size_px else f"resizing to {loaded.size_px} px and back, "
     turns = "" if loaded.symmetries == 1 else f", the average over {loaded.symmetries} rotations and reflections"
     head = _CARD.format(
-        license=json.dumps(str(card.get("license") or UNSTATED).lower()),
-        name=one_line(name),
-        licence=licence_note(card),
+        **head_of(card, name),
         decoder=type(loaded.model.decoder).__name__,
         trunk=spec.trunk,
-        version=__version__,
         classes=", ".join(f"`{value}`" for value in loaded.values),
         side=side,
         inside=f"{resized}normalisation, trunk, decoder and softmax{turns}",
@@ -302,9 +275,14 @@ def _scores(card: Mapping[str, Any]) -> str:
         return "## Scores\n\nNot measured.\n\n"
     lines = []
     for row in rows:
-        low, high = row.get("low"), row.get("high")
-        interval = "" if low is None or high is None else f"{low:.3f} to {high:.3f}"
-        cells = (row["metric"], row["class"], row.get("n_train"), row.get("n_test"), f"{row['mean']:.3f}", interval)
+        cells = (
+            row["metric"],
+            row["class"],
+            row.get("n_train"),
+            row.get("n_test"),
+            f"{row['mean']:.3f}",
+            interval(row),
+        )
         lines.append(f"| {' | '.join(map(one_line, cells))} |\n")
     head = "| metric | class | trained on | tested on | mean over images | 95 % interval |\n|---|---|---|---|---|---|\n"
     return "## Scores\n\nOn micrographs that were not trained on.\n\n" + head + "".join(lines) + "\n"

@@ -171,11 +171,19 @@ def tensors_of(encoder: Encoder) -> dict[str, torch.Tensor]:
     for key, value in encoder.trunk.state_dict().items():
         value = value.detach().to("cpu", torch.float32 if value.is_floating_point() else value.dtype)
         tensors[key] = value.clone().contiguous()
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise UserError(
-                f"Weight {key} of {encoder.name} is not finite (the training diverged): export an earlier step."
-            )
+    require_finite(tensors, encoder.name, "an earlier step")
     return tensors
+
+
+def require_finite(tensors: dict[str, torch.Tensor], name: str, instead: str = "another run") -> None:
+    """Refuse the weights of a training that diverged.
+
+    Raises:
+        UserError: one is not finite; names it, and says to export ``instead``.
+    """
+    for key, value in tensors.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise UserError(f"Weight {key} of {name} is not finite (the training diverged): export {instead}.")
 
 
 def save(tensors: dict[str, torch.Tensor], path: Path) -> None:
