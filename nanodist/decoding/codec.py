@@ -17,6 +17,8 @@ import numpy.typing as npt
 import xxhash
 from PIL import Image
 
+from nanodist.decoding.png import decode_own_png, encode_png, is_own_png
+
 # Names of --encoding, the default first.
 ENCODINGS = ("tif", "raw", "png", "jpg")
 # Endings of members that hold an image, as other writers name them.
@@ -52,9 +54,10 @@ def encode(tile: Pixels, encoding: str) -> bytes:
         return raw_header(*tile.shape, 8 * tile.dtype.itemsize) + tile.tobytes()
     if encoding == "jpg" and tile.dtype != np.uint8:
         raise ValueError("JPEG holds 8 bits a pixel and not 16")
+    if encoding == "png":
+        return encode_png(tile)
     buffer = io.BytesIO()
-    options = {"quality": _JPEG_QUALITY} if encoding == "jpg" else {}
-    Image.fromarray(tile).save(buffer, {"png": "PNG", "jpg": "JPEG"}[encoding], **options)
+    Image.fromarray(tile).save(buffer, "JPEG", quality=_JPEG_QUALITY, optimize=True)
     return buffer.getvalue()
 
 
@@ -84,6 +87,9 @@ def decode_into(data: bytes | memoryview, suffix: str, out: Pixels) -> None:
         return
     if suffix == "tif" and data[: len(head := _tiff_header(height, width, depth, len(data)))] == head:
         _decode_zstd(memoryview(data)[len(head) :], out)
+        return
+    if suffix == "png" and is_own_png(data, height, width, depth):
+        _failing("PNG", lambda: decode_own_png(data, out))
         return
     found = probe(data, suffix)
     if found[:2] != (height, width):  # before anything of that size is allocated

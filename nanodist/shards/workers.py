@@ -13,6 +13,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,6 +27,8 @@ from nanodist.decoding.worker import Slots
 Fault = tuple[int, str]
 Allocate = Callable[[tuple[int, ...], np.dtype[Any]], npt.NDArray[Any]]
 _MOST_WORKERS = 8
+# Of a batch, per thread, where it is decoded. Raw tiles stay one part: two threads on them get in each other's way.
+_PARTS = 4
 
 
 @dataclass
@@ -33,7 +36,7 @@ class Job:
     """A batch while it is read: its images, and what remains to be waited for."""
 
     images: npt.NDArray[Any]
-    futures: list[Future[list[Fault]]] = field(default_factory=list)
+    parts: list[tuple[Future[list[Fault]], Callable[[], list[Fault]]]] = field(default_factory=list)
     waiting: list[int] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
 
@@ -65,28 +68,35 @@ class Team(Protocol):
 
 
 class Threads:
-    """Threads, which decode side by side as decoders let go of the interpreter; with 0, the caller itself."""
+    """Threads, which decode side by side as decoders let go of the interpreter; with 0, the caller itself.
 
-    def __init__(self, source: Source, threads: int, allocate: Allocate = np.empty) -> None:
-        self._source, self._allocate, self._threads = source, allocate, threads
+    Who waits for a batch helps: it reads those of its ``parts`` a thread that none has begun, from the batch's end.
+    """
+
+    def __init__(self, source: Source, threads: int, allocate: Allocate = np.empty, parts: int = 1) -> None:
+        self._source, self._allocate, self._pieces = source, allocate, max(1, threads * parts)
         self._pool = ThreadPoolExecutor(threads, "nanodist-loader") if threads else None
 
     def begin(self, rows: I64, places: I64, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Job:
         """See :meth:`Team.begin`."""
         job = Job(self._allocate(shape, dtype))
-        for start, stop in cuts(len(rows), max(1, self._threads)):
+        for start, stop in cuts(len(rows), self._pieces):
             source, at = self._source, places[start:stop].tolist()
-            part = (rows[start:stop], source.suffixes, source.files, job.images, at)
+            read = partial(read_rows, rows[start:stop], source.suffixes, source.files, job.images, at)
             if self._pool is None:
-                job.faults += read_rows(*part)
+                job.faults += read()
             else:
-                job.futures.append(self._pool.submit(read_rows, *part))
+                job.parts.append((self._pool.submit(read), read))
         return job
 
     def finish(self, job: Job) -> list[Fault]:
         """See :meth:`Team.finish`."""
-        for future in job.futures:
-            job.faults += future.result()
+        for future, read in reversed(job.parts):
+            if future.cancel():
+                job.faults += read()
+        for future, _ in job.parts:
+            if not future.cancelled():
+                job.faults += future.result()
         return job.faults
 
     def close(self) -> None:
@@ -257,10 +267,11 @@ def build_team(
     given to processes where there are cores beside the one that trains. Where memory cannot be shared by
     ``memfd_create`` (not Linux), threads take the place of processes.
     """
+    parts = _PARTS if costs_decoding else 1
     if workers is None:
         workers = min(_MOST_WORKERS, cores - 1) if costs_decoding and cores > 2 else 0
         if workers == 0:
-            return Threads(source, 1, allocate)
+            return Threads(source, 1, allocate, parts)
     if workers == 0 or not costs_decoding or not hasattr(os, "memfd_create"):
-        return Threads(source, workers if costs_decoding else min(workers, 1), allocate)
+        return Threads(source, workers if costs_decoding else min(workers, 1), allocate, parts)
     return Processes(source, workers, ahead, shape, dtype)

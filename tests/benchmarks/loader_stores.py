@@ -13,6 +13,7 @@ from PIL import Image
 
 from nanodist.decoding.codec import ENCODINGS
 from nanodist.shards import PackOptions, Sample, Store, pack
+from nanodist.shards.foreign import index_shards
 from nanodist.shards.index import to_bytes
 
 DATA = Path(os.environ.get("NANODIST_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
@@ -48,6 +49,18 @@ def packed(folder: Path, pixels: list[np.ndarray], depth: int = 8) -> dict[str, 
         options = PackOptions(tile=None, depth=depth, encoding=encoding, shard_mb=16)
         made[encoding] = pack([loose], folder / encoding, options, workers=0)
     return made
+
+
+def foreign_png(loose: Path, folder: Path) -> Store:
+    """The single PNGs of ``loose``, as Pillow wrote them, in shards of webdataset's own writer."""
+    import webdataset
+
+    folder.mkdir()
+    with webdataset.ShardWriter(str(folder / "part-%03d.tar"), maxcount=500, verbose=0) as writer:  # type: ignore[no-untyped-call]
+        for path in sorted(loose.iterdir()):
+            writer.write({"__key__": path.stem, "png": path.read_bytes()})  # type: ignore[no-untyped-call]
+    index_shards(folder)
+    return Store.open(folder)
 
 
 def multiplied(source: Store, folder: Path, samples: int, keys: str = "tile-{:07d}") -> Store:
