@@ -122,13 +122,17 @@ def check(
     worlds: tuple[int, ...] = WORLDS,
     stages: tuple[int, ...] = STAGES,
     micro_batches: tuple[int, ...] = MICRO_BATCHES,
+    at_one_stage: tuple[str, ...] = (),
 ) -> list[dict]:
-    """Compare single steps below ``folder``; one row a comparison."""
+    """Compare single steps below ``folder``; one row a comparison. Objectives ``at_one_stage`` take ZeRO 1 alone."""
     if not (folder / "store").exists():
         make_store(folder)
     (folder / "recipe.json").write_text(json.dumps(RECIPE))
-    names = ",".join(objectives)
-    launch(1, ["reference", str(folder), names, ",".join(str(GROUPS[micro]) for micro in micro_batches)])
+    groups = [GROUPS[micro] for micro in micro_batches]
+    lacking = [o for o in objectives if not all((folder / o / f"groups-{g}" / "losses.json").exists() for g in groups)]
+    if lacking:
+        launch(1, ["reference", str(folder), ",".join(lacking), ",".join(map(str, groups))])
+    names = ",".join(f"{name}:1" if name in at_one_stage else name for name in objectives)
     for world in worlds:
         launch(world, ["steps", str(folder), names, ",".join(map(str, stages)), ",".join(map(str, micro_batches))])
     rows: list[dict] = []

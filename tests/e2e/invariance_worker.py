@@ -194,8 +194,9 @@ def reference(folder: Path, objectives: list[str], groups: list[int]) -> None:
 
 def steps(folder: Path, objectives: list[str], stages: list[int], micro_batches: list[int]) -> None:
     """From every state of the reference one step, in every way, and with every sabotage on two ranks."""
-    for objective in objectives:
-        ways = [(stage, "none", micro) for stage in stages for micro in micro_batches]
+    for text in objectives:
+        objective, _, only = text.partition(":")  # the one ZeRO stage that it is checked at
+        ways = [(stage, "none", micro) for stage in ([int(only)] if only else stages) for micro in micro_batches]
         if detect().world_size == 2:
             ways += [(0, sabotage, 1) for sabotage in SABOTAGES[1:]]
         for number, (stage, sabotage, micro) in enumerate(ways):

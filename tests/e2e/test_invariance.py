@@ -1,6 +1,6 @@
 """Any ranks, micro-batches and ZeRO stages are the same run, and a comparison that could not fail would be none.
 
-The whole grid, with VICReg, 3 and 4 ranks at every stage and with curves, is ``python -m tests.e2e.invariance``.
+The whole grid, all objectives, 3 and 4 ranks at every stage and with curves, is ``python -m tests.e2e.invariance``.
 """
 
 import pytest
@@ -11,13 +11,17 @@ OBJECTIVES = ("simclr", "barlow_twins")
 
 
 @pytest.fixture(scope="module")
-def rows(tmp_path_factory):
-    return check(tmp_path_factory.mktemp("invariance"), OBJECTIVES, worlds=(2,))
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("invariance")
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.fixture(scope="module")
+def rows(folder):
+    return check(folder, OBJECTIVES, worlds=(2,), at_one_stage=("barlow_twins",))
+
+
 @pytest.mark.parametrize("micro", [1, 4])
-@pytest.mark.parametrize("zero", [0, 1, 2])
+@pytest.mark.parametrize(("objective", "zero"), [("simclr", 0), ("simclr", 1), ("simclr", 2), ("barlow_twins", 1)])
 def test_two_ranks_take_the_step_of_one(rows, objective, micro, zero):
     own = [
         r for r in rows if (r["objective"], r["micro"], r["zero"], r["sabotage"]) == (objective, micro, zero, "none")
@@ -40,6 +44,8 @@ def test_a_swapped_sample_and_norm_per_rank_are_seen(rows, objective, sabotage):
         assert not row["same_samples"] and row["views"] > 1e-2 and row["gradient"] > 1e-2
 
 
-def test_three_ranks_of_four_micro_batches(tmp_path):
-    for row in check(tmp_path, ("simclr",), worlds=(3,), stages=(1,), micro_batches=(4,)):
-        assert row["ranks"] == 3 and holds(row), row
+def test_three_ranks_of_four_micro_batches(folder, rows):
+    found = check(folder, ("simclr",), worlds=(3,), stages=(1,), micro_batches=(4,))
+    own = [row for row in found if row["ranks"] == 3]
+    assert len(own) == len(STATES) < len(rows)
+    assert all(holds(row) for row in own), own
