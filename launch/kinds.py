@@ -103,10 +103,15 @@ class ProbeRecipe:
     store: str = option("", "Store with labels.", how=True)
     test_store: str = option("", "Store that is the whole test set; empty: a share of store.", how=True)
     labels_per_class: str = option("1,2,4,8,16,32,80", "Numbers of labels a class.")
-    seeds: int = option(5, "Label draws at each budget.", low=1)
+    protocol: Literal["sound", "lu2022"] = option("sound", "lu2022: as published, with its flaws.")
+    flaws: str = option("", "Which of choice-on-test,split-by-image to have, or none; empty: those of the protocol.")
+    seeds: int | None = option(None, "Label draws at each budget; null: 5, or 1 of lu2022.", low=1)
     split: Literal["share", "leave-one-group-out"] = option("share", "What is held out.")
-    splits: int = option(3, "Splits by micrograph.", low=1)
-    test_share: float = option(0.3, "Share of each class's micrographs in the test.", low=0.01, high=0.99)
+    splits: int | None = option(None, "Splits by micrograph; null: 3, or 20 of lu2022.", low=1)
+    test_share: float | None = option(
+        None, "Share of each class's micrographs in the test; null: 0.3, or 0.2 of lu2022.", low=0.01, high=0.99
+    )
+    short_classes: Literal["blank", "cap"] = option("blank", "What a class with fewer labels than a budget does.")
     baselines: str = option("none", "Which of random,texture to measure beside it.")
     seed: int = option(0, "Seed of splits, label draws and resamples.", low=0)
 
@@ -114,6 +119,13 @@ class ProbeRecipe:
         """Raise ``ValueError`` where there is nothing to probe."""
         if not self.encoder or not self.store:
             raise ValueError("a probe needs encoder and store")
+        if self.flaws:
+            from nanodist.downstream.lu2022 import parse_flaws
+
+            try:
+                parse_flaws(self.flaws, self.protocol)
+            except UserError as error:
+                raise ValueError(str(error)) from None
 
 
 @dataclass(frozen=True)
@@ -265,7 +277,14 @@ def _finetune_identity(recipe: Any, inputs: Inputs) -> str:
 
 
 def _probe_identity(recipe: ProbeRecipe, inputs: Inputs) -> str:
+    from nanodist.cli.probe import USUAL
+
     what = {**config.to_dict(recipe, what_only=True), "encoder": ""}
+    usual = dict(zip(("splits", "test_share", "seeds"), USUAL[recipe.protocol], strict=True))
+    what |= {name: value for name, value in usual.items() if what[name] is None}
+    # Keys that came later count where they say something, so that probes from before are still known as done.
+    later = {"protocol": "sound", "flaws": "", "short_classes": "blank"}
+    what = {name: value for name, value in what.items() if name not in later or value != later[name]}
     hashes = {"encoder": inputs.weights(recipe.encoder), "store": inputs.store(recipe.store)}
     if recipe.test_store:
         hashes["test_store"] = inputs.store(recipe.test_store)
@@ -274,7 +293,7 @@ def _probe_identity(recipe: ProbeRecipe, inputs: Inputs) -> str:
 
 def _probe_arguments(recipe: ProbeRecipe, source: str, overrides: Sequence[str], place: Place) -> list[str]:
     options = {f.name: getattr(recipe, f.name) for f in fields(recipe) if f.name != "encoder"}
-    line = [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if value != ""]
+    line = [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if value not in ("", None)]
     return ["probe", recipe.encoder, *line, f"--features={place.folder / FEATURES}", f"--out={place.run_dir}"]
 
 

@@ -11,12 +11,12 @@ from hpc import atomic
 from hpc.errors import UserError
 
 if TYPE_CHECKING:
-    from nanodist.downstream.compare import Comparison
+    from nanodist.downstream.compare import Comparison, Finished
 
 COMPARISON, TABLE = "comparison.json", "comparison.csv"
 NOTES = (
-    "Intervals are bootstraps over test micrographs (within classes) and over replicates, which are runs that differ "
-    "in their seeds alone; an encoder was pretrained once.",
+    "Intervals are bootstraps over test micrographs (within classes), encoder seeds, label draws (with the seed of the "
+    "run) and splits, of each as many as there are: of one encoder seed an interval holds no spread over pretrainings.",
     "A class that neither mask nor prediction shows counts as right, where another run shows it; else it has no score.",
 )
 
@@ -26,6 +26,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", type=Path, help="Run directories of fine-tunings, or folders of sweeps.")
     parser.add_argument(
         "--metric", help="Of a segmentation: which of dice,iou,boundary_f1 to print (dice,boundary_f1)."
+    )
+    parser.add_argument(
+        "--encoders",
+        action="append",
+        default=[],
+        metavar="NAME=PATH,PATH",
+        help="Encoders, as the recipes have them, that are seeds of one pretraining; may be given again.",
     )
     parser.add_argument("--level", type=float, default=0.95, help="Level of the intervals.")
     parser.add_argument("--resamples", type=int, default=2000, help="Number of bootstrap resamples.")
@@ -46,16 +53,44 @@ def run(options: argparse.Namespace) -> int:
     if unknown:
         raise UserError(f"--metric: '{unknown[0]}' does not exist; allowed: {', '.join(SEGMENTATION_METRICS)}")
     runs = [read_run(path) for path in find_runs(options.runs)]
-    compared = Comparison(runs, options.level, options.resamples)
+    compared = Comparison(runs, options.level, options.resamples, families(options.encoders, runs))
     rows = [row for key in compared.metrics for row in compared.rows(*key)]
     differences = [row for key in compared.metrics for row in compared.differences(*key)]
     document = {"schema": 1, "kind": compared.kind, "level": options.level, "runs": len(runs), "notes": list(NOTES)}
     options.out.mkdir(parents=True, exist_ok=True)
     atomic.write_json(options.out / COMPARISON, {**document, "rows": rows, "differences": differences})
-    atomic.write_text(options.out / TABLE, csv_of(rows, list(rows[0])))
+    flat = [{**row, "micrographs_per_class": _per_class(row)} for row in rows]
+    atomic.write_text(options.out / TABLE, csv_of(flat, list(flat[0])))
     keys = [key for key in compared.metrics if compared.kind == "classification" or key[0] in wanted]
     print(_text(compared, rows, differences, keys, options))
     return 0
+
+
+def families(texts: Sequence[str], runs: Sequence[Finished]) -> dict[str, str]:
+    """For each path of ``NAME=PATH,PATH`` its name.
+
+    Raises:
+        UserError: a text is something else, a path has two names, or no run began with it.
+    """
+    found: dict[str, str] = {}
+    known = {run.encoder for run in runs}
+    for text in texts:
+        name, separator, paths = text.partition("=")
+        if not (name and separator and paths):
+            raise UserError(f"--encoders {text}: write NAME=PATH,PATH")
+        for path in paths.split(","):
+            if path not in known:
+                raise UserError(
+                    f"--encoders {text}: no run began with {path}; they began with {', '.join(sorted(known))}"
+                )
+            if path in found:
+                raise UserError(f"--encoders {text}: {path} is one of {found[path]} already")
+            found[path] = name
+    return found
+
+
+def _per_class(row: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in row["micrographs_per_class"].items())
 
 
 def _text(
@@ -68,13 +103,18 @@ def _text(
     sizes = [f"{row['labels']}: {row['runs']}" for row in rows if row["setting"] == rows[0]["setting"]]
     replicates = ", ".join(dict.fromkeys(sizes))
     lines = [
-        f"{rows[0]['images']} test images of {rows[0]['micrographs']} micrographs; runs by number of labels "
-        f"{replicates}; {100 * options.level:g} % intervals"
+        f"{rows[0]['images']} test images of {rows[0]['micrographs']} micrographs; splits: {rows[0]['splits']}; runs "
+        f"by number of labels {replicates}; {100 * options.level:g} % intervals"
     ]
+    if compared.kind == "classification":
+        lines.append(f"test micrographs of each class: {_per_class(rows[0])}")
+    if min(row["encoder_seeds"] for row in rows) == 1:
+        lines.append("of one encoder seed: the interval holds no spread over pretrainings (--encoders names seeds)")
     for metric, label in keys:
         shown = [row for row in rows if (row["metric"], row["class"]) == (metric, label)]
         apart = [row for row in differences if (row["metric"], row["class"]) == (metric, label)]
-        lines += ["", f"{metric}{f' of class {label}' if label else ''}", _table(shown, "", "{:.3f}")]
+        where = f" of class {label} ({shown[0]['micrographs']} micrographs)" if label else ""
+        lines += ["", f"{metric}{where}", _table(shown, "", "{:.3f}")]
         lines += [_table(apart, " minus ", "{:+.3f}")] if apart else []
     return "\n".join([*lines, "", str(options.out / COMPARISON)])
 
@@ -85,7 +125,10 @@ def _table(rows: Sequence[dict[str, Any]], between: str, form: str) -> str:
     budgets.sort(key=lambda text: (text == "all", int(text) if text != "all" else 0))
     cells: dict[str, dict[str, str]] = {}
     for row in rows:
-        name = row["setting"] + (between + row["baseline"] if between else "")
+        seeds = row.get("encoder_seeds", 0)
+        name = row["setting"] + (
+            between + row["baseline"] if between else f" ({seeds} encoder seed{'s' * (seeds > 1)})"
+        )
         said = f"{form.format(row['mean'])} [{form.format(row['low'])}, {form.format(row['high'])}]"
         cells.setdefault(name, {})[str(row["labels"])] = said
     grid = [["labels" if not between else "difference", *budgets]]

@@ -27,8 +27,8 @@ USUAL = {"sound": (3, 0.3, 5), "lu2022": (20, 0.2, 1)}
 NOTES = (
     "Settings are chosen on all labels of validation micrographs taken from the training ones (validation_samples); "
     "these labels are used at every budget beside the labels drawn.",
-    "Intervals are bootstraps over test micrographs within classes, encoder seeds and label draws; splits of one set "
-    "are not independent samples and are averaged over. A class with one test micrograph adds no spread.",
+    "Intervals are bootstraps over test micrographs within classes (one draw for all splits, which test the same ones "
+    "again), encoder seeds, label draws and splits that overlap. A class with one test micrograph adds no spread.",
     "Feature means, variances and principal axes are those of all training images, labelled or not.",
     "parameter: C of the logistic regression (features scaled to a mean square length of 1), or k of the neighbours.",
 )
@@ -345,7 +345,7 @@ def write(
 
 
 def _text(document: dict[str, Any], summary: list[dict[str, Any]], args: argparse.Namespace) -> str:
-    from nanodist.downstream.scores import table
+    from nanodist.downstream.scores import sizes, table
 
     used = [split["validation_samples"] for split in document["splits"]]
     lines = [
@@ -353,6 +353,7 @@ def _text(document: dict[str, Any], summary: list[dict[str, Any]], args: argpars
         f"balanced accuracy on unseen micrographs, {100 * args.level:g} % intervals, over labels per class "
         f"(chance {document['chance']:.2f}):",
         table(summary),
+        *sizes(summary),
     ]
     if document["protocol"]["rounds"] and not document["protocol"]["flaws"]:
         chosen = f"{min(used)} to {max(used)} labelled samples of training micrographs a split"

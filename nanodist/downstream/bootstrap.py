@@ -2,8 +2,9 @@
 
 Crops of a micrograph are not independent, and several splits of one set of micrographs test the same micrographs again:
 neither counts as a sample. What is resampled is (1) the test micrographs, within each class, one draw for all splits
-together; (2) the encoder seeds; (3) the seeds of the label draw. Splits are averaged over. Two encoders are compared on
-the same resamples (a paired bootstrap; Efron & Tibshirani, *An Introduction to the Bootstrap*, 1993).
+together; (2) the encoder seeds; (3) the seeds of the label draw; (4) splits whose test sets overlap, as these and their
+labels are drawn at random, but not folds, which are the micrographs of (1) again. Two encoders are compared on the same
+resamples (a paired bootstrap; Efron & Tibshirani, *An Introduction to the Bootstrap*, 1993).
 
 A class with a single test micrograph adds no spread of its own, so an interval with such classes is too narrow.
 """
@@ -59,13 +60,17 @@ class Resamples:
         self.count, self.seed = count, seed
         self.groups = _multiplicities(totals.max(axis=0), count, seed)
         self.draws = _shares(draws, count, seeding.generator(seed, "bootstrap-draws"))
+        splits, again = len(totals), ((totals.sum(axis=2) > 0).sum(axis=0) > 1).any()
+        self.splits = np.ones((count, splits))
+        if again:
+            self.splits = splits * _shares(splits, count, seeding.generator(seed, "bootstrap-splits"))
 
     def statistics(self, tally: Tally, name: str) -> F64:
         """Balanced accuracy of each resample, (count,); ``name`` keys the resampling of the encoder seeds."""
         encoders = _shares(tally.hits.shape[1], self.count, seeding.generator(self.seed, "bootstrap-encoders", name))
         draws = self.draws if tally.hits.shape[2] > 1 else np.ones((self.count, 1))
         parts = [
-            _balanced_accuracy(tally, self.groups[i : i + _CHUNK], encoders[i : i + _CHUNK], draws[i : i + _CHUNK])
+            _balanced_accuracy(tally, *(each[i : i + _CHUNK] for each in (self.groups, encoders, draws, self.splits)))
             for i in range(0, self.count, _CHUNK)
         ]
         return np.concatenate(parts)
@@ -73,8 +78,8 @@ class Resamples:
 
 def point(tally: Tally) -> float:
     """Balanced accuracy without resampling: mean over splits, encoder seeds and draws."""
-    _, encoders, draws, groups, _ = tally.hits.shape
-    uniform = np.full((1, encoders), 1.0 / encoders), np.full((1, draws), 1.0 / draws)
+    splits, encoders, draws, groups, _ = tally.hits.shape
+    uniform = np.full((1, encoders), 1.0 / encoders), np.full((1, draws), 1.0 / draws), np.ones((1, splits))
     return float(_balanced_accuracy(tally, np.ones((1, groups)), *uniform)[0])
 
 
@@ -96,8 +101,8 @@ def _interval(mean: float, statistics: F64, level: float) -> Interval:
     return Interval(mean, float(low), float(high))
 
 
-def _balanced_accuracy(tally: Tally, groups: F64, encoders: F64, draws: F64) -> F64:
-    """(b,) from group multiplicities (b, groups) and shares of encoder seeds (b, e) and draws (b, d).
+def _balanced_accuracy(tally: Tally, groups: F64, encoders: F64, draws: F64, splits: F64) -> F64:
+    """(b,) from multiplicities of groups (b, g) and splits (b, s) and shares of encoder seeds (b, e) and draws (b, d).
 
     The recall of a class is averaged over the splits in which the resample has a micrograph of it.
     """
@@ -111,8 +116,9 @@ def _balanced_accuracy(tally: Tally, groups: F64, encoders: F64, draws: F64) -> 
     totals = np.einsum("bg,sgc->bsc", groups, tally.totals)
     there = totals > 0
     recall = np.where(there, hits / np.where(there, totals, 1.0), 0.0)
-    seen = there.sum(axis=1)
-    per_class = recall.sum(axis=1) / np.maximum(seen, 1)
+    weight = there * splits[:, :, None]
+    seen = weight.sum(axis=1)
+    per_class = (recall * weight).sum(axis=1) / np.maximum(seen, 1)
     return per_class.sum(axis=1) / np.count_nonzero(seen, axis=1)
 
 

@@ -1,7 +1,8 @@
 """Fine-tunings beside each other: scores over the number of labels, with intervals, and paired differences.
 
-Runs of one setting that differ in their seeds (label draw, head and views, split) are replicates. What is resampled are
-the test micrographs and the replicates; settings are compared on the same resamples (see
+Runs of one setting that differ in their seeds are replicates. What is resampled are the test micrographs, the seeds of
+the encoder (pretrainings that are named as seeds of one; of random weights the seed of the run), the label draws (with
+the seed of head and views) and the splits; settings are compared on the same resamples (see
 :mod:`nanodist.downstream.bootstrap`). Balanced accuracy is a mean over classes of the share of samples that are right;
 Dice, IoU and boundary F1 are means over images.
 """
@@ -9,8 +10,9 @@ Dice, IoU and boundary F1 are means over images.
 from __future__ import annotations
 
 import csv
+import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,8 @@ from nanodist.downstream.labels import Budget
 
 F64 = npt.NDArray[np.float64]
 Row = dict[str, Any]
-Setting = tuple[str, str, str]  # encoder, weights, tuned
+Setting = tuple[str, str, str]  # encoder (or the name of its seeds), weights, tuned
+Draw = tuple[int, int | None]  # seed of the label draw, and of the run where several runs share that draw
 SCORES_FILE = "scores.json"
 BALANCED_ACCURACY = "balanced accuracy"
 SEGMENTATION_METRICS = ("dice", "iou", "boundary_f1")
@@ -60,9 +63,13 @@ class Finished:
     values: dict[tuple[str, str], F64]
 
     @property
-    def setting(self) -> Setting:
-        """Encoder, weights and what of it was tuned."""
-        return str(self.what["encoder"]), str(self.what["weights"]), str(self.what["tuned"])
+    def encoder(self) -> str:
+        """Where it began, as its recipe says."""
+        return str(self.what["encoder"])
+
+    def setting(self, families: Mapping[str, str]) -> Setting:
+        """Encoder (its name in ``families``, where it has one), weights and what of it was tuned."""
+        return families.get(self.encoder, self.encoder), str(self.what["weights"]), str(self.what["tuned"])
 
     @property
     def budget(self) -> Budget:
@@ -74,6 +81,48 @@ class Finished:
     def replicate(self) -> tuple[int, int]:
         """Seed of the run and of the label draw."""
         return int(self.what["seed"]), int(self.what["draw_seed"])
+
+    @property
+    def split(self) -> int:
+        """Number of the split."""
+        return int(self.what["split_seed"])
+
+
+@dataclass(frozen=True)
+class Axes:
+    """Which encoder seed and which label draw each run of a curve is.
+
+    Attributes:
+        of: for each run its encoder seed and its draw.
+        encoders, draws: what there is of them, in order.
+    """
+
+    of: dict[Path, tuple[str, Draw]]
+    encoders: list[str]
+    draws: list[Draw]
+
+
+def axes_of(runs: Sequence[Finished], by_draw: bool = True) -> Axes:
+    """Encoder seeds and label draws of the runs of one setting and budget.
+
+    Seeds of pretrained weights are their paths. Random weights follow from the seed of the run, which is the encoder
+    seed where all draws have the same ones; else it is a part of the draw.
+
+    Args:
+        runs: that differ in their seeds and splits alone.
+        by_draw: name draws without the seed of the run, where each has one.
+    """
+    random = runs[0].what["weights"] == "random"
+    of_draw: dict[int, set[int]] = {}
+    for run in runs:
+        of_draw.setdefault(run.replicate[1], set()).add(run.replicate[0])
+    crossed = by_draw and len({frozenset(seeds) for seeds in of_draw.values()}) == 1
+    encoders = [str(run.replicate[0]) if crossed else "" for run in runs] if random else [run.encoder for run in runs]
+    cells = {(encoder, run.split, run.replicate[1]) for encoder, run in zip(encoders, runs, strict=True)}
+    single = by_draw and len(cells) == len(runs)
+    draws: list[Draw] = [(run.replicate[1], None if single else run.replicate[0]) for run in runs]
+    of = {run.path: pair for run, pair in zip(runs, zip(encoders, draws, strict=True), strict=True)}
+    return Axes(of, sorted(set(encoders)), sorted(set(draws), key=lambda d: (d[0], -1 if d[1] is None else d[1])))
 
 
 def find_runs(paths: Iterable[Path]) -> list[Path]:
@@ -158,23 +207,30 @@ class Comparison:
         runs: as :func:`read_run` gives them.
         level: of the intervals.
         resamples: of the bootstrap.
+        families: for paths of encoders that are seeds of one, the name of that one.
 
     Raises:
         UserError: runs of two kinds or test sets, two runs that differ in nothing, or replicates that others lack.
     """
 
-    def __init__(self, runs: Sequence[Finished], level: float = 0.95, resamples: int = RESAMPLES) -> None:
-        self._runs, self._level, self._count = runs, level, resamples
+    def __init__(
+        self,
+        runs: Sequence[Finished],
+        level: float = 0.95,
+        resamples: int = RESAMPLES,
+        families: Mapping[str, str] | None = None,
+    ) -> None:
+        self._runs, self._level, self._count, self._families = runs, level, resamples, families or {}
         self._check()
         self.kind = runs[0].kind
-        settings = sorted({run.setting for run in runs}, key=_order)
+        settings = sorted({run.setting(self._families) for run in runs}, key=_order)
         several = len({encoder for encoder, _, _ in settings}) > 1
         self.names = {setting: name_of(setting, several) for setting in settings}
         self.metrics = [*runs[0].values]
         self._curves: dict[tuple[Setting, Budget], list[Finished]] = {}
         for setting in settings:
             for budget in sorted({run.budget for run in runs}, key=lambda b: (b == "all", b)):
-                mine = [run for run in runs if (run.setting, run.budget) == (setting, budget)]
+                mine = [run for run in runs if (run.setting(self._families), run.budget) == (setting, budget)]
                 if mine:
                     self._curves[setting, budget] = mine
 
@@ -185,12 +241,14 @@ class Comparison:
         known: dict[tuple[Any, ...], Path] = {}
         units: dict[int, tuple[Path, tuple[Unit, ...]]] = {}
         for run in self._runs:
-            split = int(run.what["split_seed"])
-            key = (run.setting, run.budget, run.replicate, split)
+            setting = run.setting(self._families)
+            # Of random weights the path only says which trunk it is.
+            start = "" if setting[1] == "random" else run.encoder
+            key = (setting, start, run.budget, run.replicate, run.split)
             if key in known:
                 raise UserError(f"{known[key]} and {run.path} differ in nothing that is compared: give one of them")
             known[key] = run.path
-            first = units.setdefault(split, (run.path, run.units))
+            first = units.setdefault(run.split, (run.path, run.units))
             if first[1] != run.units:
                 raise UserError(f"{first[0]} and {run.path} were tested on different samples, which are not compared")
 
@@ -198,29 +256,38 @@ class Comparison:
         """For each setting and number of labels: mean, interval, and what they are made of."""
         found = []
         for (setting, budget), runs in self._curves.items():
-            replicates = [run.replicate for run in runs]
-            tally = self._tally(runs, sorted(set(replicates)), metric, label)
+            axes = axes_of(runs)
+            tally, groups = self._tally(runs, axes, axes.draws, metric, label)
             said = interval(tally, self._resamples(tally), self.names[setting], self._level)
-            sizes = {"runs": len(runs), "images": int(tally.totals.max(0).sum()), "n_train": runs[0].what["n_train"]}
-            sizes["micrographs"] = int((tally.totals.max(0).sum(1) > 0).sum())
+            tested = tally.totals.max(0)
+            sizes: Row = {"runs": len(runs), "encoder_seeds": len(axes.encoders), "splits": len(tally.totals)}
+            sizes |= {"images": int(tested.sum()), "n_train": runs[0].what["n_train"]}
+            sizes["micrographs"] = int((tested.sum(1) > 0).sum())
+            per_class = (tested > 0).sum(0).tolist()
+            sizes["micrographs_per_class"] = {name or label: int(n) for name, n in zip(groups, per_class, strict=True)}
             found.append({**self._said(metric, label, setting, budget), **_bounds(said), **sizes})
         return found
 
     def differences(self, metric: str, label: str) -> list[Row]:
-        """Each setting with pretrained weights minus each with random ones, over the replicates that both have."""
+        """Each setting with pretrained weights minus each with random ones, over the label draws that both have."""
         found = []
         for (setting, budget), runs in self._curves.items():
             for other, name in self.names.items():
                 if setting[1] == "random" or other[1] != "random" or (other, budget) not in self._curves:
                     continue
                 base = self._curves[other, budget]
-                both = sorted({run.replicate for run in runs} & {run.replicate for run in base})
+                mine, its = axes_of(runs), axes_of(base)
+                if (mine.draws[0][1] is None) != (its.draws[0][1] is None):
+                    mine, its = axes_of(runs, by_draw=False), axes_of(base, by_draw=False)
+                both = [draw for draw in mine.draws if draw in its.draws]
                 if both:
-                    one, two = (self._tally(each, both, metric, label) for each in (runs, base))
-                    # One name for both: replicates are label draws, which are resampled alike.
-                    said = paired_interval(one, "", two, "", self._resamples(one), self._level)
+                    one, two = (
+                        self._tally(each, axes, both, metric, label)[0] for each, axes in ((runs, mine), (base, its))
+                    )
+                    # Draws are resampled alike for both, encoder seeds each for itself.
+                    said = paired_interval(one, self.names[setting], two, name, self._resamples(one), self._level)
                     row = {**self._said(metric, label, setting, budget), "baseline": name}
-                    found.append({**row, **_bounds(said), "runs": len(both)})
+                    found.append({**row, **_bounds(said), "runs": one.hits[:, :, :, 0, 0].size})
         return found
 
     def _said(self, metric: str, label: str, setting: Setting, budget: Budget) -> Row:
@@ -229,34 +296,44 @@ class Comparison:
     def _resamples(self, tally: Tally) -> Resamples:
         return Resamples(tally.totals, tally.hits.shape[2], self._count)
 
-    def _tally(self, runs: Sequence[Finished], replicates: Sequence[tuple[int, int]], metric: str, label: str) -> Tally:
-        """Sums and numbers of values by split, replicate, micrograph and class."""
-        splits = sorted({int(run.what["split_seed"]) for run in self._runs})
-        units = {int(run.what["split_seed"]): run.units for run in self._runs}
+    def _tally(
+        self, runs: Sequence[Finished], axes: Axes, draws: Sequence[Draw], metric: str, label: str
+    ) -> tuple[Tally, list[str]]:
+        """Sums and numbers of values by split, encoder seed, draw, micrograph and class; the names of the classes."""
+        splits = sorted({run.split for run in self._runs})
+        units = {run.split: run.units for run in self._runs}
         every = [unit for split in splits for unit in units[split]]
         groups = {name: i for i, name in enumerate(sorted({unit.group for unit in every}))}
         labels = {name: i for i, name in enumerate(sorted({unit.label for unit in every}))}
         totals = np.zeros((len(splits), len(groups), len(labels)))
-        hits = np.zeros((len(splits), 1, len(replicates), len(groups), len(labels)))
+        hits = np.zeros((len(splits), len(axes.encoders), len(draws), len(groups), len(labels)))
         for s, split in enumerate(splits):
             counts = self._counts(split, metric, label)
             cells = tuple(np.asarray([[groups[u.group], labels[u.label]] for u in units[split]]).T)
             np.add.at(totals[s], cells, counts)
-            mine = {run.replicate: run for run in runs if int(run.what["split_seed"]) == split}
-            for r, replicate in enumerate(replicates):
-                if replicate not in mine:
-                    raise UserError(
-                        f"{self.names[runs[0].setting]} with {runs[0].budget} labels lacks seed {replicate[0]}, draw "
-                        f"{replicate[1]} of split {split}: run it, or leave the other splits of it out"
-                    )
+            mine = {axes.of[run.path]: run for run in runs if run.split == split}
+            for (e, encoder), (d, draw) in itertools.product(enumerate(axes.encoders), enumerate(draws)):
+                if (encoder, draw) not in mine:
+                    raise UserError(self._lacking(runs[0], encoder, draw, split))
                 # What neither mask nor prediction shows is right; see _counts.
-                values = np.nan_to_num(mine[replicate].values[metric, label], nan=1.0)
-                np.add.at(hits[s, 0, r], cells, values * counts)
-        return Tally(hits, totals)
+                values = np.nan_to_num(mine[encoder, draw].values[metric, label], nan=1.0)
+                np.add.at(hits[s, e, d], cells, values * counts)
+        return Tally(hits, totals), [*labels]
+
+    def _lacking(self, run: Finished, encoder: str, draw: Draw, split: int) -> str:
+        setting = run.setting(self._families)
+        random = setting[1] == "random"
+        seed = draw[1] if draw[1] is not None else encoder if random and encoder else None
+        which = [] if random or setting[0] == run.encoder else [f"encoder {encoder}"]
+        which += [] if seed is None else [f"seed {seed}"]
+        return (
+            f"{self.names[setting]} with {run.budget} labels lacks {', '.join([*which, f'draw {draw[0]}'])} of split "
+            f"{split}: run it, or leave the others of its kind out"
+        )
 
     def _counts(self, split: int, metric: str, label: str) -> F64:
         """(n,) 1 for each unit of a split that has a value in some run, so that all runs are compared on the same."""
-        there = [run.values[metric, label] for run in self._runs if int(run.what["split_seed"]) == split]
+        there = [run.values[metric, label] for run in self._runs if run.split == split]
         return np.asarray(np.isfinite(np.stack(there)).any(0), np.float64)
 
 

@@ -145,7 +145,7 @@ class Comparison:
         self, scored: Sequence[Scored], targets: Targets, protocol: Protocol, resamples: int, level: float
     ) -> None:
         self._scored, self._level = scored, level
-        self._tallies = tallies(scored, targets)
+        self._tallies, self._classes = tallies(scored, targets), targets.classes
         self._resamples: dict[bytes, Resamples] = {}
         self._count, self._seed = resamples, protocol.seed
 
@@ -180,6 +180,8 @@ class Comparison:
             per_class = (tally.totals.max(axis=0) > 0).sum(axis=0)
             row["test_micrographs"] = int((tally.totals.max(axis=0).sum(axis=1) > 0).sum())
             row["test_micrographs_per_class_min"] = int(per_class[per_class > 0].min())
+            names = zip(self._classes, per_class.tolist(), strict=True)
+            row["test_micrographs_per_class"] = {name: count for name, count in names if count}
             row.update(_bounds(interval(tally, self._shared(tally), key[0], self._level)))
         return row
 
@@ -198,6 +200,20 @@ class Comparison:
                     row = {"encoder": name, "baseline": base.name, "method": method, "labels_per_class": budget}
                     rows.append({**row, **_bounds(found)})
         return rows
+
+
+def sizes(summary: Sequence[Row]) -> list[str]:
+    """What the intervals rest on, as lines: test micrographs of each class, and seeds of each encoder."""
+    tested: list[dict[str, int]] = [row.get("test_micrographs_per_class", {}) for row in summary]
+    groups = max(tested, key=lambda found: sum(found.values()), default={})
+    each = ", ".join(f"{name} {count}" for name, count in groups.items())
+    seeds = {row["encoder"]: row["encoder_seeds"] for row in summary if row["kind"] != "texture"}
+    lines = [f"test micrographs of each class: {each}"] if each else []
+    if seeds:
+        lines.append(f"encoder seeds: {', '.join(f'{name} {count}' for name, count in seeds.items())}")
+    if 1 in seeds.values():
+        lines[-1] += " (of one seed the interval holds no spread over pretrainings)"
+    return lines
 
 
 def _bounds(found: Interval | None) -> Row:

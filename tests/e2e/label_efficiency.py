@@ -8,17 +8,23 @@ here the copies are known, and are one group. ``nanodist probe`` then scores the
 - by the sound protocol: splits by micrograph, settings chosen on training micrographs; and with each flaw;
 - as published (``--protocol lu2022``), with all of its flaws, with each alone, and with none.
 
-Printed are the label-efficiency table of both and what each flaw adds; the figure has the curves. Small trunks and
-short pretrainings: it is the difference between protocols that is looked at. With ``--work`` the folder is kept, and
-only what is missing is done again. The last line is one JSON object.
+The whole network is then fine-tuned from each encoder and from random weights (``nanodist finetune``, the same splits
+and labels, fewer splits since each is a training), and put together by ``nanodist compare``. Flaw 6, Dice averaged over
+rows, is of masks: ``tests.e2e.row_dice``.
+
+Printed are the label-efficiency tables and what each flaw adds; the figure has the curves. Small trunks and short
+pretrainings: it is the difference between protocols that is looked at. With ``--work`` the folder is kept, and only
+what is missing is done again. The last line is one JSON object.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -42,8 +48,8 @@ SHARED = ("--splits", "20", "--test-share", "0.2", "--seeds", "1")
 PRINTED = ("sound", "lu2022", "lu2022 without flaws")
 # Options of nanodist probe. Baselines are there where they are drawn.
 PROTOCOLS = {
-    "sound": ("--protocol", "sound", *SHARED, "--baselines", "texture"),
-    "lu2022": ("--protocol", "lu2022", "--baselines", "texture"),
+    "sound": ("--protocol", "sound", *SHARED, "--baselines", "random,texture"),
+    "lu2022": ("--protocol", "lu2022", "--baselines", "random,texture"),
     "lu2022 without flaws": ("--protocol", "lu2022", "--flaws", "none", "--baselines", "none"),
     "lu2022, choice-on-test": ("--protocol", "lu2022", "--flaws", "choice-on-test", "--baselines", "none"),
     "lu2022, split-by-image": ("--protocol", "lu2022", "--flaws", "split-by-image", "--baselines", "none"),
@@ -58,17 +64,35 @@ DIFFERENCES = {
     "sound, but for copies on both sides of a split": ("sound, split-by-image", "sound"),
     "published with its flaws over sound": ("lu2022", "sound"),
 }
+Curve = dict[str, tuple[float, float, float]]
 RECIPE = (
     "encoder={trunk: resnet10t, trunk_options: {channels: [16, 32, 64, 128]}, normalise: image,"
     " looks: [[0.5, 0, 8], [1.0, 0, 2]]}",
     "views.size_px=48",
     "projector.widths=[256, 64]",
     "train.global_batch_size=64",
-    "train.epochs=5",
-    "optimizer.warmup_steps=10",
+    "train.epochs=15",
+    "optimizer.warmup_steps=20",
     "engine.threads=1",
     "tracking.mode=disabled",
 )
+TUNED_BUDGETS = (1, 8, 80)
+TUNED = (
+    "views={size_px: 48, crop_px: [110, 128], crop_share: null, rotation: free, exposure: image, contrast: 0.0,"
+    " brightness: 0.0, gamma: 0.5, invert_probability: 0.5, blur_probability: 0.0, noise_std: [0.0, 0.09],"
+    " noise_probability: 0.8}",
+    "data.test_share=0.2",
+    "train.steps=60",
+    "train.evaluate_every_steps=15",
+    "optimizer.warmup_steps=6",
+    "symmetries=4",
+    "engine.threads=1",
+    "tracking.mode=disabled",
+)
+STARTS = {
+    "given": ("train.layer_decay=0.75", "train.batch_norm=frozen"),
+    "random": ("train.layer_decay=1.0", "train.batch_norm=batch"),
+}
 
 
 def nanodist(*arguments: str) -> None:
@@ -141,9 +165,39 @@ def probe(work: Path, runs: Sequence[Path], store: Path, name: str, *options: st
     return found
 
 
-def curves(scores: dict[str, Any]) -> dict[str, dict[str, tuple[float, float, float]]]:
+def tuned(work: Path, encoders: Sequence[Path], store: Path, splits: int) -> dict[str, Any]:
+    """The whole network, fine-tuned from each encoder and from as many random starts; what they scored, compared."""
+    runs = []
+    for split, budget in itertools.product(range(splits), TUNED_BUDGETS):
+        for (seed, encoder), (weights, options) in itertools.product(enumerate(encoders), STARTS.items()):
+            run = work / "tuned" / f"{weights}-{budget}-{split}-{seed}"
+            runs.append(str(run))
+            if (run / "scores.json").exists():
+                continue
+            asked = (f"encoder.source={encoder}", f"encoder.weights={weights}", f"run_dir={run}", f"seed={seed}")
+            labels = (f"data.labels_per_class={budget}", f"data.split_seed={split}", f"data.store={store}")
+            if main_of_nanodist(["finetune", "general", *asked, *labels, *TUNED, *options]):
+                raise SystemExit(f"the fine-tuning {run} failed")
+            shutil.rmtree(run / "checkpoints")
+    out = work / "compared"
+    seeds = f"resnet10t={','.join(map(str, encoders))}"
+    if main_of_nanodist(["compare", *runs, "--encoders", seeds, "--out", str(out)]):
+        raise SystemExit("the comparison of the fine-tunings failed")
+    found: dict[str, Any] = json.loads((out / "comparison.json").read_text())
+    return found
+
+
+def tuned_curves(compared: dict[str, Any]) -> dict[str, Curve]:
+    """Of each start the mean and interval over labels per class."""
+    found: dict[str, Curve] = {}
+    for row in compared["rows"]:
+        found.setdefault(row["setting"], {})[str(row["labels"])] = (row["mean"], row["low"], row["high"])
+    return found
+
+
+def curves(scores: dict[str, Any]) -> dict[str, Curve]:
     """Of each encoder the mean and interval of a linear probe over labels per class."""
-    found: dict[str, dict[str, tuple[float, float, float]]] = {}
+    found: dict[str, Curve] = {}
     for row in scores["summary"]:
         if row["method"] == "linear" and row["labels_per_class"] != "all":
             bounds = (row["mean"], row["low"], row["high"])
@@ -151,7 +205,7 @@ def curves(scores: dict[str, Any]) -> dict[str, dict[str, tuple[float, float, fl
     return found
 
 
-def report(all_curves: dict[str, dict[str, dict[str, tuple[float, float, float]]]]) -> dict[str, Any]:
+def report(all_curves: dict[str, dict[str, Curve]]) -> dict[str, Any]:
     """Print the curves, and what each flaw adds to those of the pretrained encoder; the differences."""
     budgets = BUDGETS.split(",")
     print("| protocol | features | " + " | ".join(budgets) + " |\n|" + "---|" * (2 + len(budgets)))
@@ -168,33 +222,47 @@ def report(all_curves: dict[str, dict[str, dict[str, tuple[float, float, float]]
     return added
 
 
-def draw(path: Path, all_curves: dict[str, dict[str, dict[str, tuple[float, float, float]]]]) -> None:
-    """The label-efficiency figure: both protocols, side by side."""
+def print_tuned(compared: dict[str, Any], splits: int) -> None:
+    """The fine-tuned networks, and their paired differences."""
+    budgets = [str(b) for b in TUNED_BUDGETS]
+    print(f"\n| fine-tuned, sound, {splits} splits | " + " | ".join(budgets) + " |\n|" + "---|" * (1 + len(budgets)))
+    for name, curve in tuned_curves(compared).items():
+        cells = [f"{mean:.2f} [{low:.2f}, {high:.2f}]" for mean, low, high in (curve[b] for b in budgets)]
+        print(f"| {name} | " + " | ".join(cells) + " |")
+    apart = {str(row["labels"]): row for row in compared["differences"]}
+    cells = [f"{row['mean']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]" for row in (apart[b] for b in budgets)]
+    print("| difference, paired | " + " | ".join(cells) + " |")
+
+
+LINES = {
+    "simclr": ("pretrained, linear", "#0072b2", "o-"),
+    "texture": ("texture features, linear", "#e69f00", "o-"),
+    "random": ("random trunk, linear", "#999999", "o-"),
+    "pretrained, fine-tuned": ("pretrained, fine-tuned", "#0072b2", "s--"),
+    "from scratch": ("from scratch", "#999999", "s--"),
+}
+
+
+def draw(path: Path, panels: dict[str, dict[str, Curve]]) -> None:
+    """The label-efficiency figure: a panel for each protocol, side by side."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8.4, 3.6), dpi=100, layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    titles = {"sound": "sound", "lu2022": "as published, with its flaws"}
-    for ax, (protocol, title) in zip(axes, titles.items(), strict=True):
-        for encoder, colour in (("simclr", "#0072b2"), ("texture", "#e69f00")):
-            curve = all_curves[protocol][encoder]
-            at = [int(b) for b in curve]
+    figure = Figure(figsize=(8.4, 3.9), dpi=100, layout="constrained")
+    axes = figure.subplots(1, len(panels), sharey=True)
+    ticks = [int(b) for b in BUDGETS.split(",")]
+    for ax, (title, panel) in zip(axes, panels.items(), strict=True):
+        for name, curve in panel.items():
+            label, colour, style = LINES[name]
             mean, low, high = np.array(list(curve.values())).T
-            ax.plot(
-                at,
-                mean,
-                "o-",
-                color=colour,
-                markersize=4,
-                label={"simclr": "pretrained", "texture": "texture features"}[encoder],
-            )
-            ax.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
+            at = [int(b) for b in curve]
+            ax.plot(at, mean, style, color=colour, markersize=4, linewidth=1.2, label=label)
+            ax.fill_between(at, low, high, color=colour, alpha=0.12, linewidth=0)
         ax.set(xscale="log", xlabel="labels per class", title=title, ylim=(0.2, 1.0))
-        ax.set_xticks(at, [str(value) for value in at])
+        ax.set_xticks(ticks, [str(value) for value in ticks])
         ax.minorticks_off()
         ax.grid(alpha=0.3)
     axes[0].set_ylabel("balanced accuracy")
-    axes[0].legend(frameon=False, loc="lower right")
+    axes[0].legend(frameon=False, fontsize=8, loc="upper left")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
@@ -204,6 +272,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--work", type=Path, help="Folder that is kept; what is there is not done again.")
     parser.add_argument("--figure", type=Path, help="Where to draw the curves, as PNG.")
+    parser.add_argument("--tuned-splits", type=int, default=2, help="Of the fine-tunings, which take seconds each; 0.")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as temporary:
         work = (args.work or Path(temporary)).resolve()
@@ -212,11 +281,18 @@ def main(argv: list[str] | None = None) -> int:
         runs = encoders(work, unlabelled, range(ENCODERS))
         scores = {name: probe(work, runs, labelled, name.replace(", ", "-").replace(" ", "-"), *options)
                   for name, options in PROTOCOLS.items()}  # fmt: skip
-    all_curves = {name: curves(one) for name, one in scores.items()}
-    added = report(all_curves)
+        all_curves = {name: curves(one) for name, one in scores.items()}
+        added = report(all_curves)
+        panels = {"sound": dict(all_curves["sound"]), "as published, with its flaws": all_curves["lu2022"]}
+        found: dict[str, Any] = {"curves": all_curves, "added": added}
+        if args.tuned_splits:
+            compared = tuned(work, runs, labelled, args.tuned_splits)
+            print_tuned(compared, args.tuned_splits)
+            panels["sound"] |= tuned_curves(compared)
+            found["tuned"] = {"rows": compared["rows"], "differences": compared["differences"]}
     if args.figure:
-        draw(args.figure, all_curves)
-    print(json.dumps({"curves": all_curves, "added": added}))
+        draw(args.figure, panels)
+    print(json.dumps(found))
     return 0
 
 

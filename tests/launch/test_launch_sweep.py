@@ -270,6 +270,33 @@ def test_features_of_an_encoder_are_computed_once_for_all_its_probes(store, tmp_
     assert reasons == [("missing", f"needs {helper}: exit code 1: no room")] * 2 + [("missing", "")] * 2
 
 
+def test_a_sweep_probes_by_the_published_protocol_and_its_flaws(store, tmp_path, capsys):
+    from nanodist.encoders import EncoderSpec, random_encoder
+    from nanodist.export.weights import export_timm
+
+    export_timm(random_encoder(EncoderSpec("test_resnet", 32, 0.5, 0.2), 0), tmp_path / "e", {})
+    shared = f"overrides: {{encoder: {tmp_path / 'e'}, store: {store}, labels_per_class: '1,80', short_classes: cap}}"
+    (tmp_path / "flaws.yaml").write_text(
+        f"job: probe\n{shared}\ngrid: {{protocol: [sound, lu2022], flaws: [none, split-by-image]}}\n"
+    )
+    assert main(["sweep", str(tmp_path / "flaws.yaml"), "--dry-run", "--cluster", "local"]) == 0
+    assert "4 jobs, of which 4 would run" in capsys.readouterr().out
+    base = {"encoder": tmp_path / "e", "store": store, "labels_per_class": "1,80"}
+    points = [{"protocol": "lu2022"}, {"protocol": "lu2022", "flaws": "none"}, {}]
+    published, honest, sound = (Sweep("probe", overrides=base | point, name="f").jobs()[0] for point in points)
+    assert "--protocol=lu2022" in published.arguments and "--flaws=none" in honest.arguments
+    # What the protocol says by itself is left to it, and is the same job where it is written out.
+    assert not any(text.startswith(("--splits", "--seeds", "--test-share", "--flaws")) for text in published.arguments)
+    for job, point in (
+        (published, {"protocol": "lu2022", "splits": 20, "test_share": 0.2, "seeds": 1}),
+        (sound, {"protocol": "sound", "splits": 3, "seeds": 5}),
+    ):
+        assert Sweep("probe", overrides=base | point, name="f").jobs()[0].fingerprint == job.fingerprint
+    assert len({published.fingerprint, honest.fingerprint, sound.fingerprint}) == 3
+    with pytest.raises(UserError, match="'copies' does not exist; allowed: choice-on-test, split-by-image or none"):
+        Sweep("probe", overrides=base | {"flaws": "copies"}, name="f").jobs()
+
+
 def test_a_dry_run_does_without_torch(store, tmp_path):
     (tmp_path / "large.yaml").write_text(
         f"{{job: finetune, recipe: general, overrides: {{store: {store}, encoder: 'timm:x'}}}}"

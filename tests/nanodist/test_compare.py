@@ -20,17 +20,19 @@ def write_run(folder: Path, document: dict[str, Any], table: str, lines: list[st
     (folder / table).write_text("\n".join(lines) + "\n")
 
 
-def what(weights: str, labels: int | str, draw: int, tuned: str = "all") -> dict[str, Any]:
+def what(weights: str, labels: int | str, draw: int, tuned: str = "all", **more: Any) -> dict[str, Any]:
     return {"encoder": "runs/a", "weights": weights, "tuned": tuned, "split_seed": 0, "draw_seed": draw, "seed": 0,
-            "n_train": 2}  | {"labels_per_class": labels}  # fmt: skip
+            "n_train": 2}  | {"labels_per_class": labels, **more}  # fmt: skip
 
 
-def classified(folder: Path, weights: str, labels: int | str, draw: int, right: float) -> None:
+def classified(folder: Path, weights: str, labels: int | str, draw: int, right: float, **more: Any) -> None:
     rng = np.random.default_rng([draw, int(100 * right)])
     lines = ["sample,micrograph,label,predicted"]
     for key, group, label in SAMPLES:
         lines.append(f"{key},{group},{label},{label if rng.random() < right else 'c'}")
-    write_run(folder, {"kind": "classification", "rows": [what(weights, labels, draw)]}, "predictions.csv", lines)
+    write_run(
+        folder, {"kind": "classification", "rows": [what(weights, labels, draw, **more)]}, "predictions.csv", lines
+    )
 
 
 def segmented(folder: Path, weights: str, values: list[tuple[str, str]], draw: int = 0) -> None:
@@ -43,8 +45,8 @@ def segmented(folder: Path, weights: str, values: list[tuple[str, str]], draw: i
     write_run(folder, {"kind": "segmentation", "classes": [0, 1, 2], "rows": [row]}, "images.csv", lines)
 
 
-def compared(out: Path, *runs: Path) -> dict[str, Any]:
-    assert main(["compare", *map(str, runs), "--out", str(out), "--resamples", "200"]) == 0
+def compared(out: Path, *runs: Path, more: tuple[str, ...] = ()) -> dict[str, Any]:
+    assert main(["compare", *map(str, runs), "--out", str(out), "--resamples", "200", *more]) == 0
     found: dict[str, Any] = json.loads((out / "comparison.json").read_text())
     return found
 
@@ -69,6 +71,38 @@ def test_curves_of_classifiers_and_their_differences(tmp_path: Path, capsys: pyt
     (gain,) = found["differences"]
     assert gain["mean"] == pytest.approx(one["mean"] - rows["from scratch", 1]["mean"], abs=2e-6) and gain["low"] > 0
     assert "pretrained, fine-tuned minus from scratch" in capsys.readouterr().out
+
+
+def test_encoder_seeds_are_a_level_of_the_intervals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed, right in enumerate((0.5, 0.8)):
+        classified(tmp_path / f"sweep/p{seed}", "given", 4, 0, right, encoder=f"runs/{seed}")
+        classified(tmp_path / f"sweep/r{seed}", "random", 4, 0, 0.2 + 0.1 * seed, encoder=f"runs/{seed}", seed=seed)
+    apart = compared(tmp_path / "apart", tmp_path / "sweep")
+    assert [(row["setting"], row["encoder_seeds"]) for row in apart["rows"]] == [
+        ("0: pretrained, fine-tuned", 1), ("1: pretrained, fine-tuned", 1), ("0: from scratch", 1),
+        ("1: from scratch", 1)]  # fmt: skip
+    assert "of one encoder seed" in capsys.readouterr().out
+    one = compared(tmp_path / "one", tmp_path / "sweep", more=("--encoders", "mine=runs/0,runs/1"))
+    said = capsys.readouterr().out
+    tuned, scratch = one["rows"]
+    assert (tuned["setting"], tuned["encoder_seeds"], scratch["encoder_seeds"]) == ("pretrained, fine-tuned", 2, 2)
+    first, second = (row for row in apart["rows"] if "pretrained" in row["setting"])
+    assert tuned["mean"] == pytest.approx((first["mean"] + second["mean"]) / 2, abs=1e-6)
+    # The interval reaches to either seed by itself, which no resampling of micrographs alone would.
+    assert tuned["low"] < first["mean"] < second["mean"] < tuned["high"]
+    assert tuned["micrographs_per_class"] == {"a": 4, "b": 4}
+    assert "test micrographs of each class: a 4, b 4" in said and "(2 encoder seeds)" in said
+    assert "of one encoder seed" not in said
+    (gain,) = one["differences"]
+    assert gain["mean"] == pytest.approx(tuned["mean"] - scratch["mean"], abs=2e-6) and gain["runs"] == 2
+    classified(tmp_path / "sweep/p2", "given", 4, 1, 0.5, encoder="runs/0")
+    for asked, wrong in (
+        ("mine=runs/0,runs/1", "lacks encoder runs/1, draw 1 of split 0"),
+        ("mine=runs/7", "no run began with runs/7"),
+        ("runs/0", "write NAME=PATH,PATH"),
+    ):
+        line = ["compare", str(tmp_path / "sweep"), "--out", str(tmp_path / "no"), "--encoders", asked]
+        assert main(line) == 2 and wrong in capsys.readouterr().err
 
 
 def test_masks_are_compared_on_the_same_images(tmp_path: Path) -> None:

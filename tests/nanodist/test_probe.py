@@ -98,6 +98,8 @@ def test_scores_are_complete_tidy_and_free_the_second_time(
         assert (row["balanced_accuracy"] is None) == blank == bool(row["reason"])
         assert row["transductive"] is (row["kind"] == "pretrained")
     assert "class0 has 12" in table and "tiny*" in table
+    assert "encoder seeds: tiny 1, random 2 (of one seed" in table
+    assert "test micrographs of each class: class0 " in table
     by_name = {(s["encoder"], s["method"], s["labels_per_class"]): s for s in scores["summary"]}
     for s in by_name.values():
         assert s["mean"] is None or s["low"] - 1e-6 <= s["mean"] <= s["high"] + 1e-6

@@ -61,6 +61,19 @@ def test_encoder_seeds_widen_the_interval() -> None:
     assert interval(apart, shared, "x").high == pytest.approx(0.8)
 
 
+def test_splits_widen_the_interval_where_their_tests_overlap() -> None:
+    totals = np.full((2, 30, 1), 10.0)
+    hits = np.stack([np.full((1, 1, 30, 1), 2.0), np.full((1, 1, 30, 1), 8.0)])
+    found = interval(Tally(hits, totals), Resamples(totals, 1), "x")
+    assert (found.low, found.mean, found.high) == pytest.approx((0.2, 0.5, 0.8))
+    # Folds leave each micrograph out once: they are resampled as micrographs already.
+    folds = np.zeros((2, 30, 1))
+    folds[0, :15], folds[1, 15:] = 10.0, 10.0
+    apart = Tally(hits * (folds > 0)[:, None, None], folds)
+    found = interval(apart, Resamples(folds, 1), "x")
+    assert (found.low, found.mean, found.high) == pytest.approx((0.5, 0.5, 0.5))
+
+
 def test_pairing_takes_the_difficulty_of_micrographs_out_of_the_difference() -> None:
     rate = np.tile(np.linspace(0.0, 0.8, 20), 1)
     base = tally_of(20, 1000, rate)
