@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from hpc.closed_pipe import until_closed
 from hpc.errors import UserError
 from launch.jobs import COMMANDS, RecipeJob, check
 from launch.resources import SlurmResources
@@ -73,6 +74,10 @@ def _add_resources(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; the user's mistakes are one sentence and exit code 2."""
+    return until_closed(lambda: _run(argv))
+
+
+def _run(argv: Sequence[str] | None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     # key=value may follow options, which argparse's subcommands do not allow: they are moved to the front of those.
     if arguments[:1] == ["submit"]:

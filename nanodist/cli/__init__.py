@@ -7,6 +7,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from hpc.closed_pipe import until_closed
 from hpc.errors import UserError
 from nanodist._version import __version__
 
@@ -58,6 +59,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; a :class:`UserError` becomes one sentence on standard error and exit code 2."""
+    return until_closed(lambda: _run(argv))
+
+
+def _run(argv: Sequence[str] | None) -> int:
     args = build_parser().parse_args(argv)
     module = importlib.import_module(f"nanodist.cli.{args.command}")
     parser = argparse.ArgumentParser(prog=f"nanodist {args.command}", description=COMMANDS[args.command])
