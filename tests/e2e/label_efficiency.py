@@ -149,7 +149,10 @@ def encoders(work: Path, store: Path, seeds: Sequence[int]) -> list[Path]:
     """Runs of the pretrained encoders."""
     runs = [work / "runs" / str(seed) for seed in seeds]
     for seed, run in zip(seeds, runs, strict=True):
-        nanodist("pretrain", "demo", f"data.store={store}", f"run_dir={run}", f"seed={seed}", *RECIPE)
+        whole = run.with_suffix(".whole")
+        if not whole.exists():
+            nanodist("pretrain", "demo", f"data.store={store}", f"run_dir={run}", f"seed={seed}", *RECIPE)
+            whole.touch()
     return runs
 
 
@@ -272,7 +275,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--work", type=Path, help="Folder that is kept; what is there is not done again.")
     parser.add_argument("--figure", type=Path, help="Where to draw the curves, as PNG.")
-    parser.add_argument("--tuned-splits", type=int, default=2, help="Of the fine-tunings, which take seconds each; 0.")
+    parser.add_argument("--tuned-splits", type=int, default=1, help="Of the fine-tunings; 0: none.")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as temporary:
         work = (args.work or Path(temporary)).resolve()

@@ -1,9 +1,11 @@
-"""``python -m tests.e2e.measure_large [--size 8192]``: time and peak memory of measuring one large mask.
+"""``python -m tests.e2e.measure_large [--size 8192] [--run RUN]``: time and peak memory of measuring one large mask.
 
 A mask of 1500 wires that cross into large clusters, and of 3000 particles, is written as TIFF and measured by
 ``nanodist measure`` in a process of its own. The same is done at half and a quarter of the side, so that the growth of
-memory with the image shows. The last line is one JSON object: seconds and peak MiB (of the process, with what Python
-and its libraries take before any mask is read) for each size.
+memory with the image shows. With ``--run`` (of ``nanodist finetune``, ``task: segmentation``) a noisy micrograph of
+that mask is first segmented by ``nanodist predict``, and what is predicted is measured. The last line is one JSON
+object: seconds and peak MiB (of the process, with what Python and its libraries take before any mask is read) for each
+size.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import tifffile
+from scipy.ndimage import gaussian_filter
 
 from hpc import seeding
 from nanodist.synth.geometry import Frame, Wire, project
@@ -55,18 +58,51 @@ def large_mask(size: int, seed: int = 0) -> np.ndarray:
     return mask
 
 
-def measured(size: int, folder: Path) -> dict[str, float]:
-    """Seconds, peak memory and what was found, for one size."""
-    path, out = folder / f"{size}.tif", folder / f"out-{size}"
-    tifffile.imwrite(path, large_mask(size).astype(np.uint8) * 255, compression="zlib")
+def micrograph_of(mask: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Bright field of the mask (H, W), uint8: dark, blurred by the optics, with noise; block by block."""
+    rng, out = seeding.generator(seed, "large-micrograph"), np.empty(mask.shape, np.uint8)
+    for y in range(0, len(mask), 512):
+        above, below = max(0, y - 8), min(len(mask), y + 520)
+        blurred = gaussian_filter(mask[above:below].astype(np.float32), 1.2)[y - above :][:512]
+        out[y : y + 512] = np.clip(175 - 70 * blurred + rng.normal(0, 12, blurred.shape), 0, 255)
+    return out
+
+
+def run_apart(*arguments: str) -> tuple[float, float]:
+    """Seconds and peak MiB of a command of nanodist in a process of its own."""
     start = time.monotonic()
-    command = [sys.executable, "-c", CHILD, "measure", str(path), "--pixel-size-nm", str(PIXEL_NM), "--out", str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    seconds = time.monotonic() - start
-    peak = int(done.stderr.split("peak_kib")[1].split()[0]) / 1024
+    done = subprocess.run([sys.executable, "-c", CHILD, *arguments], stderr=subprocess.PIPE, text=True, check=True)
+    return time.monotonic() - start, int(done.stderr.split("peak_kib")[1].split()[0]) / 1024
+
+
+def segmented(size: int, folder: Path, run: Path) -> tuple[Path, dict[str, float]]:
+    """The mask that is predicted of one micrograph; seconds, peak memory, and Dice against the true mask."""
+    path, out, true = folder / f"{size}.tif", folder / f"predicted-{size}", large_mask(size)
+    tifffile.imwrite(path, micrograph_of(true))
+    seconds, peak = run_apart("predict", str(run), str(path), "--out", str(out), "--threads", "1")
+    mask = out / "masks" / f"{size}.tif"
+    found = tifffile.imread(mask) > 0
+    dice = float(2 * np.count_nonzero(found & true) / (np.count_nonzero(found) + np.count_nonzero(true)))
+    print(f"{size} x {size} segmented: {seconds:.0f} s, peak {peak:.0f} MiB, Dice {dice:.3f}", flush=True)
+    return mask, {"segment_seconds": seconds, "segment_peak_mib": peak, "dice": dice}
+
+
+def measured(size: int, folder: Path, run: Path | None) -> dict[str, float]:
+    """Seconds, peak memory and what was found, for one size."""
+    out, found = folder / f"out-{size}", dict[str, float]()
+    if run is not None:
+        path, found = segmented(size, folder, run)
+    else:
+        path = folder / f"{size}.tif"
+        tifffile.imwrite(path, large_mask(size).astype(np.uint8) * 255, compression="zlib")
+    options = ("--as", "mask", "--pixel-size-nm", str(PIXEL_NM), "--out", str(out))
+    seconds, peak = run_apart("measure", str(path), *options)
     summary = json.loads((out / "summary.json").read_text())
-    found = {"seconds": seconds, "peak_mib": peak, "objects": summary["objects"], "wires": summary["wires"]}
-    print(f"{size} x {size}: {seconds:.0f} s, peak {peak:.0f} MiB, {found['objects']} objects, {found['wires']} wires")
+    found |= {"seconds": seconds, "peak_mib": peak, "objects": summary["objects"], "wires": summary["wires"]}
+    print(
+        f"{size} x {size}: {seconds:.0f} s, peak {peak:.0f} MiB, {found['objects']} objects, {found['wires']} wires",
+        flush=True,
+    )
     return found
 
 
@@ -74,10 +110,11 @@ def main(argv: list[str] | None = None) -> int:
     """Measure at three sizes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, default=8192)
+    parser.add_argument("--run", type=Path, help="A segmentation that predicts the masks.")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         sizes = (args.size // 4, args.size // 2, args.size)
-        print(json.dumps({str(size): measured(size, Path(folder)) for size in sizes}))
+        print(json.dumps({str(size): measured(size, Path(folder), args.run) for size in sizes}))
     return 0
 
 
