@@ -18,6 +18,7 @@ from typing import Any
 from hpc import atomic, lineage
 from hpc.lineage import Artifact
 from hpc.run_dir import RunDir, metric_lines, read_metrics
+from hpc.wandb_names import define_axes, renamed
 
 WANTED_FILE = "wanted.json"
 
@@ -57,7 +58,7 @@ class WandbMirror:
         if line["step"] <= self._given:
             return
         if self._live:
-            self._run.log(dict(line), step=line["step"])
+            self._run.log(renamed(line), step=line["step"])
             self._show(line["step"])
             self._remember(line["step"])
         else:
@@ -71,7 +72,7 @@ class WandbMirror:
             return
         self._waiting = self._waiting[len(ready) :]
         for line in ready:
-            self._run.log(line, step=line["step"])
+            self._run.log(renamed(line), step=line["step"])
         self._show(ready[-1]["step"])
         self._given = ready[-1]["step"]
         self._remember(self._given)
@@ -228,7 +229,7 @@ def begin(run_dir: RunDir, mode: str, wanted: Mapping[str, Any]) -> Any:
     if parent and mode == "online":  # W&B warns of an address that an offline run has not
         # An address in the configuration can be clicked; runs of one project differ in their last word.
         run.config.update({"parent.url": f"{str(run.url).rpartition('/')[0]}/{parent}"}, allow_val_change=True)
-    run.define_metric("*", step_metric="step")  # W&B's own count goes astray over several offline starts
+    define_axes(run)
     if fresh:
         try:
             # Without its id on the disk, the next start would begin another run.

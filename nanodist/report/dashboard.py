@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from hpc.errors import UserError
+from hpc.wandb_names import sectioned
 
-# kind -> section -> panels; a panel is a title and the metrics that share its axes. All curves stand over ``step``.
+# kind -> section -> panels; a panel is a title and the metrics (as in metrics.jsonl) that share its axes.
 Panels = tuple[tuple[str, tuple[str, ...]], ...]
+OVER_SAMPLES = " over samples seen"
 COMMON: dict[str, Panels] = {
     "Speed": (
         ("Images a second", ("images_per_s",)),
@@ -29,7 +31,7 @@ COMMON: dict[str, Panels] = {
 }
 KINDS: dict[str, dict[str, Panels]] = {
     "pretrain": {
-        "Training": (("Loss", ("loss",)),),
+        "Training": (("Loss", ("loss",)), (f"Loss{OVER_SAMPLES}", ("loss",))),
         "What is learned": (
             ("Online evaluation, balanced accuracy", ("eval_knn", "eval_linear")),
             ("Effective rank of the embeddings (collapse: towards 1)", ("effective_rank",)),
@@ -90,7 +92,7 @@ def build_dashboard(kind: str, project: str, entity: str = "", groups: Sequence[
         workspaces.Section(
             name=name,
             is_open=name not in COMMON,
-            panels=[reports.LinePlot(title=title, x="step", y=list(metrics)) for title, metrics in panels],
+            panels=[_curves(reports, title, metrics) for title, metrics in panels],
         )
         for name, panels in {**KINDS[job], **COMMON}.items()
     ]
@@ -117,6 +119,12 @@ def dashboard_kinds() -> tuple[str, ...]:
     return (*KINDS, "sweep")
 
 
+def _curves(reports: Any, title: str, metrics: Sequence[str]) -> Any:
+    """A panel over steps, or over samples where its title says so."""
+    x = "samples_seen" if title.endswith(OVER_SAMPLES) else "step"
+    return reports.LinePlot(title=title, x=x, y=[sectioned(name) for name in metrics])
+
+
 def _pictures(job: str) -> list[str]:
     return [f"pictures/{name}" for name in PICTURES[job]]
 
@@ -125,7 +133,7 @@ def _summary(workspaces: Any, reports: Any) -> Any:
     """Scores over the number of labels, a point for each fine-tuning."""
     plots = [
         reports.ScatterPlot(
-            title=f"{title} over labels per class", x="config:data.labels_per_class", y=f"summary:{name}"
+            title=f"{title} over labels per class", x="config:data.labels_per_class", y=f"summary:{sectioned(name)}"
         )
         for title, name in (
             ("Test balanced accuracy", "test/balanced_accuracy"),

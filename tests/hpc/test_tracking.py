@@ -25,8 +25,8 @@ class FakeRun:
     def __init__(self, **arguments):
         self.arguments, self.sent, self.exit_code, self.starting_step = arguments, [], None, 0
 
-    def define_metric(self, name, step_metric):
-        assert (name, step_metric) == ("*", "step")
+    def define_metric(self, name, step_metric=None, hidden=False):
+        self.__dict__.setdefault("axes", {})[name] = (step_metric, hidden)
 
     def log(self, values, step):
         self.sent.append(step)
@@ -162,6 +162,22 @@ def test_pictures_are_shown_under_their_names(run_dir, fake, monkeypatch):
     tracker.log({"step": 3})
     tracker.cover(3)
     assert shown == [(2, "step"), (2, "pictures/pairs"), (3, "step")]
+
+
+def test_metrics_have_sections_and_stand_over_steps(run_dir, fake, monkeypatch):
+    names = {"lr": "optimizer/lr", "loss": "train/loss", "images_per_s": "throughput/images_per_s"}
+    names |= {"term_kl": "terms/kl", "eval_knn": "evaluation/knn", "validation_iou": "validation/iou"}
+    names |= {"alignment": "measures/alignment", "step": "step", "samples_seen": "samples_seen", "epoch": "epoch"}
+    given = []
+    monkeypatch.setattr(FakeRun, "log", lambda self, values, step: given.append(values))
+    line = dict.fromkeys(names, 1)
+    with Tracker(run_dir, is_main=True, mode="offline") as tracker:
+        tracker.log(line)
+        tracker.cover(1)
+    assert given == [dict.fromkeys(names.values(), 1)]
+    assert read_metrics(run_dir.metrics_path) == [line]
+    hidden = ("step", True)
+    assert fake[0].axes == {"step": (None, True), "samples_seen": hidden, "epoch": hidden, "*": ("step", False)}
 
 
 def test_online_without_a_key_records_offline(run_dir, fake, capsys):

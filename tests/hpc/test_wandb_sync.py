@@ -65,11 +65,15 @@ def test_three_offline_starts_are_one_run_with_each_step_once(three_starts, monk
         assert main(["sync", str(folder)]) == 0
         assert capsys.readouterr().out == "1 offline runs: 3 records sent\n"
         assert list(server.history) == [offline.run_id]
-        rows = [row for row in server.history[offline.run_id] if "loss" in row]
+        rows = [row for row in server.history[offline.run_id] if "train/loss" in row]
         assert [row["step"] for row in rows] == list(range(1, 10))
-        assert [row["loss"] for row in rows] == pytest.approx([1 / step for step in range(1, 10)])
+        assert [row["train/loss"] for row in rows] == pytest.approx([1 / step for step in range(1, 10)])
         pictures = [name for _, name in server.files if name.startswith("media/images/pictures/pairs")]
         assert len(pictures) == 3
+        # W&B's own words: 5 is the place, from one on, of the metric that is the axis.
+        defined = json.loads(server.upserts[offline.run_id][-1]["config"])["_wandb"]["value"]["m"]
+        axes = {one.get("2", one.get("1")): one.get("5") for one in defined}
+        assert {defined[axes[name] - 1]["1"] for name in ("*", "samples_seen", "epoch")} == {"step"}
         assert {json.loads(u["config"])["_wandb"]["value"]["t"] is not None for u in server.upserts[offline.run_id]}
         sent = len(server.upserts[offline.run_id])
         # What was sent is not sent again.

@@ -10,6 +10,7 @@ from hpc import slow
 from hpc.clock import Clock
 from hpc.optimizers import OptimizerConfig, trust
 from hpc.task import Plan, SavingConfig
+from hpc.wandb_names import sectioned
 from nanodist.cli import main
 from nanodist.downstream import online
 from nanodist.downstream.finetune import run as finetune
@@ -56,8 +57,10 @@ def test_the_specification_holds_the_panels_and_shows_its_jobs_only(kind, tmp_pa
     section = json.loads((tmp_path / "d.json").read_text())["spec"]["section"]
     panels = [p for s in section["panelBankConfig"]["sections"] for p in s["panels"]]
     drawn = {metric for p in panels for metric in p["config"].get("metrics") or []}
-    assert _names(KINDS["finetune" if kind == "sweep" else kind]) | _names(COMMON) == drawn
-    assert all(p["config"]["xAxis"] == "step" for p in panels if p["viewType"] == "Run History Line Plot")
+    shown = _names(KINDS["finetune" if kind == "sweep" else kind]) | _names(COMMON)
+    assert set(map(sectioned, shown)) == drawn
+    axes = [p["config"]["xAxis"] for p in panels if p["viewType"] == "Run History Line Plot"]
+    assert axes.count("samples_seen") == (kind == "pretrain") and set(axes) <= {"step", "samples_seen"}
     rules = {r["key"]["name"]: r["value"] for r in section["runSets"][0]["filters"]["filters"]}
     assert rules == {"jobType": "finetune" if kind == "sweep" else kind, "group": ["virus"]}
 
