@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from nanodist.pairvae.model import Inputs, PairModel
 
 F64 = npt.NDArray[np.float64]
 _PATTERNS, _IMAGES = "magma", "gray"
+# Okabe and Ito's colours, which colour-blind readers tell apart, and dashes that also differ without colours.
+_LOOKS = (("#000000", "-"), ("#D55E00", "--"), ("#0072B2", ":"), ("#009E73", "-."))
 Cell = tuple[str, Any]
 
 
@@ -105,8 +108,9 @@ def write_curves(path: Path, panels: Sequence[Mapping[str, tuple[F64, F64]]], na
     for axis in axes.flat[len(panels) :]:
         axis.axis("off")
     for axis, panel, name in zip(axes.flat, panels, names, strict=False):
-        for label, (q, intensity) in panel.items():
-            axis.plot(q, intensity, label=label, linewidth=1.6 if label == "true" else 1.0)
+        for (label, (q, intensity)), (colour, dashes) in zip(panel.items(), cycle(_LOOKS)):
+            width = 1.8 if label == "true" else 1.4
+            axis.plot(q, intensity, label=label, color=colour, linestyle=dashes, linewidth=width)
         axis.set_yscale("log")
         axis.set_title(name, fontsize=7)
         axis.set_xlabel("q / nm$^{-1}$", fontsize=7)
