@@ -200,6 +200,9 @@ class Prober:
         self._targets, self._plan, self._protocol = targets, plan, protocol
         self._spaces = feature_spaces(features, plan.split.train)
         self._units = {name: unit_rows(rows) for name, rows in self._spaces.items()}
+        # Budgets beyond what there is ask for the same labels again, and those are the dearest.
+        self._chosen: dict[tuple[str, bytes], tuple[Setting, float | None]] = {}
+        self._predicted: dict[tuple[str, bytes, Setting], I64] = {}
 
     def outcomes(self, methods: Sequence[str] = METHODS) -> Iterator[Outcome]:
         """Every method at every budget and draw."""
@@ -212,8 +215,10 @@ class Prober:
                 if draw.budget not in chosen:
                     chosen[draw.budget] = self.choose(method, draw.budget)
                 setting, score = chosen[draw.budget]
-                predicted = self._predict(method, draw.samples, self._plan.split.test, [setting])[0]
-                yield Outcome(method, draw, predicted, setting, score)
+                key = (method, draw.samples.tobytes(), setting)
+                if key not in self._predicted:
+                    self._predicted[key] = self._predict(method, draw.samples, self._plan.split.test, [setting])[0]
+                yield Outcome(method, draw, self._predicted[key], setting, score)
 
     def choose(self, method: str, budget: Budget) -> tuple[Setting, float | None]:
         """The best setting for a budget on the validation micrographs, and its mean balanced accuracy there.
@@ -223,14 +228,21 @@ class Prober:
         rounds = self._plan.rounds
         if not rounds:
             return (TRANSFORMS[0], 1.0), None
-        fewest = min(len(first(r.orders, budget)) for r in rounds)
+        drawn = [first(r.orders, budget) for r in rounds]
+        key = (method, b"|".join(samples.tobytes() for samples in drawn))
+        if key not in self._chosen:
+            self._chosen[key] = self._choose(method, drawn)
+        return self._chosen[key]
+
+    def _choose(self, method: str, drawn: Sequence[I64]) -> tuple[Setting, float]:
+        """The best setting for the labels ``drawn`` in each validation round."""
+        rounds, fewest = self._plan.rounds, min(len(samples) for samples in drawn)
         parameters: tuple[float, ...] = CS if method == "linear" else tuple(k for k in KS if k <= fewest)
         settings = [(transform, p) for p in parameters for transform in TRANSFORMS]
         if method == "knn":  # more neighbours are the stronger regularisation
             settings.reverse()
         scores = np.zeros(len(settings))
-        for tuning in rounds:
-            samples = first(tuning.orders, budget)
+        for tuning, samples in zip(rounds, drawn, strict=True):
             truth = self._targets.y[tuning.validation]
             predicted = self._predict(method, samples, tuning.validation, settings, TUNING_TOLERANCE)
             scores += [balanced_accuracy(confusion_matrix(truth, p, len(self._targets.classes))) for p in predicted]

@@ -48,8 +48,8 @@ SHARED = ("--splits", "20", "--test-share", "0.2", "--seeds", "1")
 PRINTED = ("sound", "lu2022", "lu2022 without flaws")
 # Options of nanodist probe. Baselines are there where they are drawn.
 PROTOCOLS = {
-    "sound": ("--protocol", "sound", *SHARED, "--baselines", "random,texture"),
-    "lu2022": ("--protocol", "lu2022", "--baselines", "random,texture"),
+    "sound": ("--protocol", "sound", *SHARED, "--baselines", "random,texture", "--random-seeds", "2"),
+    "lu2022": ("--protocol", "lu2022", "--baselines", "random,texture", "--random-seeds", "2"),
     "lu2022 without flaws": ("--protocol", "lu2022", "--flaws", "none", "--baselines", "none"),
     "lu2022, choice-on-test": ("--protocol", "lu2022", "--flaws", "choice-on-test", "--baselines", "none"),
     "lu2022, split-by-image": ("--protocol", "lu2022", "--flaws", "split-by-image", "--baselines", "none"),
