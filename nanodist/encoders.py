@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from hpc.checkpoint.files import CheckpointError, latest_checkpoint, read_state, read_tensors
 from hpc.config import build
 from hpc.errors import UserError
+from nanodist.fitting import MOST, fitting, refuse_options
 from nanodist.pixels import Image, to_unit
 from nanodist.weights import digest_of
 
@@ -55,6 +57,20 @@ class EncoderSpec:
     pooling: Pooling = "last"
     looks: list[Look] = dataclasses.field(default_factory=lambda: [(1.0, 0, 1)])
     trunk_options: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def check(self) -> None:
+        """Raise ``ValueError`` for what no encoder is trained with."""
+        if not 1 <= self.image_size <= MOST:
+            raise ValueError(f"image_size is {self.image_size}; it must be from 1 to {MOST}")
+        if not (math.isfinite(self.mean) and math.isfinite(self.std)):
+            raise ValueError("mean and std must be finite")
+        if not 1 <= len(self.looks) <= 64:
+            raise ValueError(f"there are {len(self.looks)} looks; from 1 to 64 are possible")
+        for scale, crop_px, symmetries in self.looks:
+            if not (1 / 64 <= scale <= 64 and 0 <= crop_px <= MOST and 1 <= symmetries <= 8):
+                raise ValueError(
+                    f"a look of scale {scale}, crop_px {crop_px} and {symmetries} symmetries is impossible"
+                )
 
 
 def create_trunk(name: str, seed: int, pretrained: bool = False, **options: Any) -> nn.Module:
@@ -126,18 +142,8 @@ def symmetries(images: Tensor, count: int) -> Iterator[Tensor]:
 
 
 # Options of timm.create_model that load a file or a download; a file of somebody else must not choose them.
-_FETCHING = {"pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
 # Of nanodist.json, whose largest part is 20000 names of micrographs.
 _MOST_BYTES = 2**26
-
-
-def refuse_fetching(options: dict[str, Any], where: str | Path) -> None:
-    """Raise ``UserError`` where ``options`` of a trunk, out of the file ``where``, would load other files."""
-    fetching = sorted(_FETCHING & options.keys())
-    if fetching:
-        raise UserError(
-            f"{where}: trunk option '{fetching[0]}' is not allowed in a file of weights, as it loads others"
-        )
 
 
 class Encoder:
@@ -268,10 +274,8 @@ def _load_checkpoint(path: Path, run: str) -> Encoder:
 def _with_weights(
     spec: EncoderSpec, weights: dict[str, Tensor], name: str, seen: dict[str, Any] | None, path: Path
 ) -> Encoder:
-    refuse_fetching(spec.trunk_options, path)
-    trunk = create_trunk(spec.trunk, seed=0, **spec.trunk_options)
-    missing, unexpected = trunk.load_state_dict(weights, strict=False)
-    if missing or unexpected:
-        first = (missing or unexpected)[0]
-        raise UserError(f"{path}: the weights do not fit trunk '{spec.trunk}' (first mismatch: {first})")
+    refuse_options(spec.trunk_options, path)
+    trunk = fitting(
+        lambda: create_trunk(spec.trunk, seed=0, **spec.trunk_options), weights, path, f"trunk '{spec.trunk}'"
+    )
     return Encoder(spec, trunk, name, seen)

@@ -28,6 +28,8 @@ VERSION = 1
 LATEST = "latest"
 INDEX = "index.json"
 STATE = "state.json"
+# Keys of all samples of a large store that were trained on, and more.
+_MOST_JSON_BYTES = 1 << 28
 
 
 class CheckpointError(Exception):
@@ -181,7 +183,7 @@ def _own_hash(files: Any) -> str:
 def fault(folder: Path) -> str | None:
     """What is wrong with a checkpoint, naming the file, or ``None`` where every hash agrees."""
     try:
-        index = json.loads((folder / INDEX).read_text())
+        index = _read_json(folder / INDEX)
         if index["version"] != VERSION:
             return f"{folder / INDEX} is of checkpoint format {index['version']}, this nanodist reads {VERSION}"
         # Indices of older checkpoints have no hash of their own; a flipped byte does not make one of these.
@@ -190,6 +192,8 @@ def fault(folder: Path) -> str | None:
         if index.get("xxh3_128", _own_hash(index["files"])) != _own_hash(index["files"]):
             return f"{folder / INDEX} does not match its hash"
         for name, facts in index["files"].items():
+            if name != Path(name).name:
+                return f"{folder / INDEX} names {name!r}, which is no plain file name"
             file = folder / name
             if not file.is_file():
                 return f"{file} is missing"
@@ -268,7 +272,7 @@ def read_state(folder: Path) -> dict[str, Any]:
         CheckpointError: it is missing, unreadable or of another version.
     """
     try:
-        state: dict[str, Any] = json.loads((folder / STATE).read_text())
+        state: dict[str, Any] = _read_json(folder / STATE)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder / STATE} cannot be read ({error})") from None
     if not isinstance(state, dict) or state.get("version") != VERSION:
@@ -277,12 +281,27 @@ def read_state(folder: Path) -> dict[str, Any]:
     return state
 
 
+def _read_json(path: Path) -> Any:
+    """JSON of a file that anybody may have written."""
+    size = path.stat().st_size if path.is_file() else 0
+    if size > _MOST_JSON_BYTES:
+        raise ValueError(f"it is larger than the {_MOST_JSON_BYTES >> 20} MiB that it may have")
+    if path.exists() and not path.is_file():  # a pipe would keep its reader waiting
+        raise ValueError("it is no file")
+    try:
+        return json.loads(path.read_text())
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a safetensors file, on the CPU.
 
     Raises:
         CheckpointError: missing or damaged.
     """
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path} cannot be read (it is no file)")
     try:
         return load_file(path, device="cpu")
     except (OSError, SafetensorError, RuntimeError) as error:

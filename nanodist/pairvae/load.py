@@ -16,7 +16,8 @@ from hpc.checkpoint.files import CheckpointError, latest_checkpoint, read_state,
 from hpc.config import build, parse_yaml
 from hpc.errors import UserError
 from hpc.seeding import key
-from nanodist.encoders import Encoder, EncoderSpec, create_trunk, refuse_fetching
+from nanodist.encoders import Encoder, EncoderSpec, create_trunk
+from nanodist.fitting import fitting, refuse_options
 from nanodist.pairvae.data import normals
 from nanodist.pairvae.model import Geometry, Inputs, PairModel, build_model
 from nanodist.pairvae.recipe import RECIPE_FILE, PairVAERecipe, Stage
@@ -25,6 +26,7 @@ from nanodist.scattering.pattern import Pattern
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 _AT_ONCE = 16
+_MOST_RECIPE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -121,15 +123,25 @@ def load(run_dir: Path, stage: Stage = "pair") -> Trained:
     try:
         folder = latest_checkpoint(run_dir / stage / "checkpoints")
         task: dict[str, Any] = read_state(folder)["task"]
-        recipe = build(PairVAERecipe, parse_yaml(recipe_path.read_text(encoding="utf-8"), str(recipe_path)))
+        recipe = build(PairVAERecipe, _read_yaml(recipe_path))
         if task.get("kind") != "pairvae" or task["preset"] != recipe.model.preset:
             raise UserError(f"{run_dir}: the checkpoint is not of the recipe's preset {recipe.model.preset}")
         geometry = Geometry.of_dict(task["geometry"])
-        model = build_model(recipe.model, geometry, 0, stage, _encoder(task["encoder"], folder), None, None)
-        model.load_state_dict(read_tensors(folder / "model.safetensors"))
-    except (CheckpointError, KeyError, TypeError, RuntimeError) as error:
+
+        def make() -> PairModel:
+            return build_model(recipe.model, geometry, 0, stage, _encoder(task["encoder"], folder), None, None)
+
+        model = fitting(make, read_tensors(folder / "model.safetensors"), folder)
+        train = tuple(str(name) for name in task["train"])
+        return Trained(recipe, model.float().eval(), train, str(task["store"]), folder)
+    except (CheckpointError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
         raise UserError(f"{run_dir}: cannot load the PairVAE: {' '.join(str(error).split())[:300]}") from None
-    return Trained(recipe, model.float().eval(), tuple(task["train"]), str(task["store"]), folder)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if path.stat().st_size > _MOST_RECIPE_BYTES:
+        raise UserError(f"{path} is no recipe: it is larger than {_MOST_RECIPE_BYTES >> 20} MiB")
+    return parse_yaml(path.read_text(encoding="utf-8"), str(path))
 
 
 def _encoder(spec: dict[str, Any] | None, folder: Path) -> Encoder | None:
@@ -137,6 +149,6 @@ def _encoder(spec: dict[str, Any] | None, folder: Path) -> Encoder | None:
     if spec is None:
         return None
     made = build(EncoderSpec, spec, str(folder))
-    refuse_fetching(made.trunk_options, folder)
+    refuse_options(made.trunk_options, folder)
     made = dataclasses.replace(made, looks=[(1.0, 0, 1)])
     return Encoder(made, create_trunk(made.trunk, 0, **made.trunk_options), "pairvae")

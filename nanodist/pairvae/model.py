@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from abc import ABC, abstractmethod
 from typing import Any, NamedTuple
 
@@ -15,6 +16,9 @@ from hpc.seeding import key
 from nanodist.encoders import Encoder, EncoderSpec, create_trunk, load_encoder
 from nanodist.pairvae.recipe import FROM_TIMM, OWN, PairModelConfig, Stage
 from nanodist.scattering.pattern import QGrid
+
+# Of a side of patterns and crops; a file that says more would fill the memory.
+MOST_PX = 4096
 
 
 class Inputs(NamedTuple):
@@ -61,8 +65,18 @@ class Geometry:
 
     @staticmethod
     def of_dict(values: dict[str, Any]) -> Geometry:
-        """What :meth:`as_dict` gave."""
-        return Geometry(**{**values, "grid": QGrid(**values["grid"])})
+        """What :meth:`as_dict` gave.
+
+        Raises:
+            ValueError: sizes or scales that nothing is trained with.
+        """
+        made = Geometry(**{**values, "grid": QGrid(**values["grid"])})
+        sizes, scales = (made.grid.size, made.size_px), (made.reference, made.pixel_size_nm, made.grid.q_max_inv_nm)
+        if not all(isinstance(size, int) and 2 <= size <= MOST_PX for size in sizes):
+            raise ValueError(f"patterns of {sizes[0]} and crops of {sizes[1]} pixels; from 2 to {MOST_PX} are possible")
+        if not all(isinstance(x, int | float) and math.isfinite(x) and x > 0 for x in scales):
+            raise ValueError(f"reference, pixel_size_nm and q_max_inv_nm are {scales}; they must be positive numbers")
+        return made
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,11 @@ from hpc.config import build
 from hpc.errors import UserError
 from nanodist.downstream.finetune.model import Classifier, plain_head
 from nanodist.downstream.finetune.reference import Reference, read_reference
-from nanodist.encoders import EncoderSpec, create_trunk, refuse_fetching
+from nanodist.encoders import EncoderSpec, create_trunk
+from nanodist.fitting import MOST, fitting, refuse_options
+
+# What values of the wrong kind in a file that others wrote may raise.
+DAMAGED = (KeyError, ValueError, TypeError, AttributeError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -69,8 +73,8 @@ def read_run(run_dir: str | Path, kind: str) -> tuple[Path, dict[str, Any], dict
         if task.get("kind") != kind:
             raise UserError(f"{path} is a run of {task.get('kind', 'another kind')}, and not of {kind}")
         return folder, task, read_tensors(folder / "model.safetensors")
-    except (CheckpointError, KeyError) as error:
-        raise UserError(f"{path}: cannot load the model: {error}") from None
+    except (CheckpointError, *DAMAGED) as error:
+        raise UserError(f"{path}: cannot load the model: {' '.join(str(error).split())[:300]}") from None
 
 
 def kind_of(run_dir: str | Path) -> str:
@@ -79,7 +83,7 @@ def kind_of(run_dir: str | Path) -> str:
     Every checkpoint of a run says the same, so none is verified for it; what loads the model tells what is wrong.
     """
     for folder in candidates(Path(run_dir) / "checkpoints"):
-        with contextlib.suppress(CheckpointError, KeyError):
+        with contextlib.suppress(CheckpointError, *DAMAGED):
             return str(read_state(folder)["task"].get("kind", ""))
     return ""
 
@@ -93,12 +97,28 @@ def load_classifier(run_dir: str | Path) -> Loaded:
     folder, task, weights = read_run(run_dir, "classification")
     try:
         spec = build(EncoderSpec, task["encoder"], str(folder))
-        refuse_fetching(spec.trunk_options, folder)
-        trunk = create_trunk(spec.trunk, 0, **spec.trunk_options)
-        model = Classifier(trunk, plain_head(*reversed(weights["head.1.weight"].shape)), spec, True)
-        model.load_state_dict(weights)
-        height, width = task["tile_px"]
-    except (KeyError, ValueError, RuntimeError) as error:
+        refuse_options(spec.trunk_options, folder)
+
+        def make() -> Classifier:
+            trunk = create_trunk(spec.trunk, 0, **spec.trunk_options)
+            return Classifier(trunk, plain_head(*reversed(weights["head.1.weight"].shape)), spec, True)
+
+        model = fitting(make, weights, folder)
+        height, width = (size_of(value, "tile_px") for value in task["tile_px"])
+        classes = tuple(str(name) for name in task["classes"])
+        if len(classes) != len(weights["head.1.weight"]):
+            raise ValueError(f"{len(classes)} classes have names, and the head knows {len(weights['head.1.weight'])}")
+    except DAMAGED as error:
         raise UserError(f"{run_dir}: cannot load the classifier: {' '.join(str(error).split())[:300]}") from None
-    size, classes = (int(height), int(width)), tuple(task["classes"])
-    return Loaded(model.float().eval(), classes, folder, size, read_reference(Path(run_dir)))
+    return Loaded(model.float().eval(), classes, folder, (height, width), read_reference(Path(run_dir)))
+
+
+def size_of(value: Any, name: str, most: int = MOST) -> int:
+    """A whole number from 1 to ``most``, out of a file.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise ValueError(f"{name} is {str(value)[:40]}; it must be a whole number from 1 to {most}")
+    return value

@@ -18,12 +18,13 @@ from hpc.config import build
 from hpc.errors import UserError
 from hpc.progress import Progress
 from hpc.tables import csv_text
-from nanodist.downstream.finetune.load import read_run
+from nanodist.downstream.finetune.load import DAMAGED, read_run, size_of
 from nanodist.downstream.finetune.predict import grey, read_each
 from nanodist.downstream.finetune.recipe import DecoderConfig
 from nanodist.downstream.segment.model import Segmenter
 from nanodist.downstream.segment.windows import strips, window_count
-from nanodist.encoders import EncoderSpec, create_trunk, refuse_fetching
+from nanodist.encoders import EncoderSpec, create_trunk
+from nanodist.fitting import fitting, refuse_options
 from nanodist.micrographs import Micrograph
 
 U8 = npt.NDArray[np.uint8]
@@ -54,15 +55,19 @@ def load_segmenter(run_dir: str | Path) -> LoadedSegmenter:
     folder, task, weights = read_run(run_dir, "segmentation")
     try:
         spec = build(EncoderSpec, task["encoder"], str(folder))
-        refuse_fetching(spec.trunk_options, folder)
+        refuse_options(spec.trunk_options, folder)
         values = tuple(int(name) for name in task["classes"])
-        trunk = create_trunk(spec.trunk, 0, **spec.trunk_options)
-        model = Segmenter(trunk, len(values), spec, build(DecoderConfig, task["decoder"], str(folder)), True)
-        model.load_state_dict(weights)
-        shape = (int(task["crop_px"]), int(task["size_px"]), int(task["symmetries"]))
-    except (KeyError, ValueError, RuntimeError) as error:
+        decoder = build(DecoderConfig, task["decoder"], str(folder))
+
+        def make() -> Segmenter:
+            return Segmenter(create_trunk(spec.trunk, 0, **spec.trunk_options), len(values), spec, decoder, True)
+
+        model = fitting(make, weights, folder)
+        crop_px, size_px = (size_of(task[name], name) for name in ("crop_px", "size_px"))
+        symmetries = size_of(task["symmetries"], "symmetries", 8)
+    except DAMAGED as error:
         raise UserError(f"{run_dir}: cannot load the model: {' '.join(str(error).split())[:300]}") from None
-    return LoadedSegmenter(model.float().eval(), values, *shape, folder)
+    return LoadedSegmenter(model.float().eval(), values, crop_px, size_px, symmetries, folder)
 
 
 def segment(loaded: LoadedSegmenter, pixels: npt.NDArray[Any], progress: bool = False) -> U8:
