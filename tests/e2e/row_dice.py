@@ -2,9 +2,9 @@
 
 Their Dice of an image is soft (of probabilities) and averaged over its rows of pixels; nanodist's is hard and of the
 whole image. Both are taken of the same predictions here: of the segmentation that ``tests.e2e.measure_predicted``
-trains (with ``--work``, its folder), on its noisy micrographs. In a row without a wire the smoothed Dice of the
-published code is near 1 wherever nothing is predicted, so that empty rows lift the mean. The last line is one JSON
-object.
+trains (with ``--work``, its folder), on its noisy micrographs. Beside the sums of both goes ``SMOOTH``, so that a row
+without a wire is near 1 where nothing at all is predicted, and far below it where small probabilities add up along the
+row. The last line is one JSON object.
 """
 
 from __future__ import annotations
