@@ -71,7 +71,13 @@ def micrograph_of(mask: np.ndarray, seed: int = 0) -> np.ndarray:
 def run_apart(*arguments: str) -> tuple[float, float]:
     """Seconds and peak MiB of a command of nanodist in a process of its own."""
     start = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", CHILD, *arguments], stderr=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD, *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
     return time.monotonic() - start, int(done.stderr.split("peak_kib")[1].split()[0]) / 1024
 
 
