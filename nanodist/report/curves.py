@@ -19,8 +19,8 @@ COLLAPSE = (
     ("uniformity", "Uniformity (lower: spread out)"),
 )
 EVALUATION = (
-    ("eval_knn", "Balanced accuracy while training, k nearest neighbours"),
-    ("eval_linear", "Balanced accuracy while training, linear probe"),
+    ("eval_knn", "Balanced accuracy, kNN"),
+    ("eval_linear", "Balanced accuracy, linear probe"),
 )
 VALIDATION = (
     ("validation_loss", "Validation loss"),

@@ -150,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         work.mkdir(parents=True, exist_ok=True)
         made: dict[str, tuple[Callable[[], Path], Sequence[tuple[str, int, int]]]] = {
             "run": (lambda: pretraining(work), (("report-run", 1040, 3050), ("report-phone", 375, 1600))),
-            "masks": (lambda: segmentation(work), (("report-masks", 1040, 900),)),
+            "masks": (lambda: segmentation(work), (("report-masks", 1040, 1010),)),
             "sweep": (lambda: options.sweep or _pipeline(work), (("report-sweep", 1040, 1690),)),
             "pairvae": (lambda: options.pairvae or pairvae(work), (("report-pairvae", 1040, 1750),)),
         }
