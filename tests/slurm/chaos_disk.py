@@ -88,4 +88,5 @@ def _fill(filler: Path) -> None:
 
 
 def _latest(run: Run) -> int:
-    return int((run.path / "checkpoints" / "latest").read_text().strip()[5:])
+    path = run.path / "checkpoints" / "latest"  # written beside the training: it may come later than the next steps
+    return int(path.read_text().strip()[5:]) if path.exists() else 0
