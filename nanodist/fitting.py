@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from hpc.errors import UserError
 
 M = TypeVar("M", bound=nn.Module)
+# What values of the wrong kind in a file that others wrote may raise.
+DAMAGED = (KeyError, ValueError, TypeError, AttributeError, RuntimeError)
 # Larger than any option of a trunk that somebody trains, such as channels, depth or image side in pixels.
 MOST = 65536
 # Arguments of timm.create_model that load files or fetch them.

@@ -283,11 +283,10 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 def _read_json(path: Path) -> Any:
     """JSON of a file that anybody may have written."""
-    size = path.stat().st_size if path.is_file() else 0
-    if size > _MOST_JSON_BYTES:
-        raise ValueError(f"it is larger than the {_MOST_JSON_BYTES >> 20} MiB that it may have")
     if path.exists() and not path.is_file():  # a pipe would keep its reader waiting
         raise ValueError("it is no file")
+    if path.stat().st_size > _MOST_JSON_BYTES:
+        raise ValueError(f"it is larger than the {_MOST_JSON_BYTES >> 20} MiB that it may have")
     try:
         return json.loads(path.read_text())
     except RecursionError:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import xxhash
 from PIL import Image
 
-from nanodist.decoding.png import decode_own_png, encode_png, is_own_png
+from nanodist.decoding.png import decode_own_png, encode_png, is_own_png, untyped_imagecodecs
 
 # Names of --encoding, the default first.
 ENCODINGS = ("tif", "raw", "png", "jpg")
@@ -44,7 +44,7 @@ def encode(tile: Pixels, encoding: str) -> bytes:
     """A (H, W) uint8 or uint16 tile as a file of ``encoding``; all but ``jpg`` are lossless.
 
     Raises:
-        ValueError: no such tile, or 16 bits as JPEG, which has 8.
+        ValueError: no such tile or encoding, or 16 bits as JPEG, which has 8.
     """
     if tile.dtype not in (np.uint8, np.uint16) or tile.ndim != 2:
         raise ValueError(f"a tile is (H, W) uint8 or uint16, not {tile.shape} {tile.dtype}")
@@ -56,6 +56,8 @@ def encode(tile: Pixels, encoding: str) -> bytes:
         raise ValueError("JPEG holds 8 bits a pixel and not 16")
     if encoding == "png":
         return encode_png(tile)
+    if encoding != "jpg":
+        raise ValueError(f"there is no encoding '{encoding}': {', '.join(ENCODINGS)}")
     buffer = io.BytesIO()
     Image.fromarray(tile).save(buffer, "JPEG", quality=_JPEG_QUALITY, optimize=True)
     return buffer.getvalue()
@@ -142,12 +144,6 @@ def _failing(what: str, decoder: Callable[[], Any]) -> Any:
         raise ValueError(f"no readable {what} ({' '.join(str(error).split()) or type(error).__name__})") from None
 
 
-def _imagecodecs() -> Any:
-    import imagecodecs  # its types are narrower than what it takes
-
-    return imagecodecs
-
-
 # Raw pixels.
 
 
@@ -210,7 +206,7 @@ def _tiff_header(height: int, width: int, depth: int, length: int) -> bytes:
 def _encode_tiff(tile: Pixels) -> bytes:
     differences = tile.copy()
     differences[:, 1:] -= tile[:, :-1]
-    strip = _imagecodecs().zstd_encode(np.ascontiguousarray(differences).view(np.uint8), level=_ZSTD_LEVEL)
+    strip = untyped_imagecodecs().zstd_encode(np.ascontiguousarray(differences).view(np.uint8), level=_ZSTD_LEVEL)
     height, width = tile.shape
     depth = 8 * tile.dtype.itemsize
     length = len(_tiff_header(height, width, depth, 0)) + len(strip)
@@ -218,7 +214,7 @@ def _encode_tiff(tile: Pixels) -> bytes:
 
 
 def _decode_zstd(strip: memoryview, out: Pixels) -> None:
-    codecs = _imagecodecs()
+    codecs = untyped_imagecodecs()
     flat = out.reshape(-1).view(np.uint8)
     made = _failing("TIFF", lambda: codecs.zstd_decode(strip, out=flat))
     if len(made) != len(flat):
@@ -272,7 +268,7 @@ def _read_pillow(data: bytes | memoryview, out: Pixels) -> None:
 
 @lru_cache(16)
 def _reader(suffix: str) -> Callable[[bytes | memoryview, Pixels], None]:
-    codecs = _imagecodecs()
+    codecs = untyped_imagecodecs()
 
     def by(what: str, decoder: Callable[..., Any]) -> Callable[[bytes | memoryview, Pixels], None]:
         return lambda data, out: _failing(what, lambda: decoder(data, out=out))

@@ -1,7 +1,7 @@
 """Grey PNG that is quick to read, and its reader.
 
 PNG of other writers is slow to decode for its Paeth filter, which goes pixel by pixel, more than for inflate. Written
-with the Sub filter in every row and compressed by libdeflate it is the same format to everybody, 3 % larger, and three
+with the Sub filter in every row and compressed by libdeflate it is the same format to everybody, 4 % larger, and three
 to four times as fast to decode (docs/benchmarks.md): one inflate and one cumulative sum.
 """
 
@@ -23,8 +23,9 @@ _LEVEL = 6
 _TEXT = b"Software\0nanodist, rows: Sub"
 
 
-def _imagecodecs() -> Any:
-    import imagecodecs  # its types are narrower than what it takes
+def untyped_imagecodecs() -> Any:
+    """The library, imported where it is first needed; its types are narrower than what it takes."""
+    import imagecodecs
 
     return imagecodecs
 
@@ -53,7 +54,7 @@ def encode_png(tile: Pixels) -> bytes:
     differences = rows[:, 1:].reshape(height, width, each)
     differences[:, 0] = pixels[:, 0]
     np.subtract(pixels[:, 1:], pixels[:, :-1], out=differences[:, 1:])
-    packed = _imagecodecs().deflate_encode(rows, level=_LEVEL)
+    packed = untyped_imagecodecs().deflate_encode(rows, level=_LEVEL)
     return png_header(height, width, 8 * each) + _chunk(b"IDAT", bytes(packed)) + _END
 
 
@@ -73,7 +74,7 @@ def decode_own_png(data: bytes | memoryview, out: Pixels) -> None:
         ValueError: damaged.
         Exception: of imagecodecs, where the compressed bytes are damaged (their checksum is looked at).
     """
-    codecs = _imagecodecs()
+    codecs = untyped_imagecodecs()
     height, width = out.shape
     each = out.dtype.itemsize
     start = len(png_header(height, width, 8 * each)) + 8

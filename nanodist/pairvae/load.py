@@ -17,7 +17,7 @@ from hpc.config import build, parse_yaml
 from hpc.errors import UserError
 from hpc.seeding import key
 from nanodist.encoders import Encoder, EncoderSpec, create_trunk
-from nanodist.fitting import fitting, refuse_options
+from nanodist.fitting import DAMAGED, fitting, refuse_options
 from nanodist.pairvae.data import normals
 from nanodist.pairvae.model import Geometry, Inputs, PairModel, build_model
 from nanodist.pairvae.recipe import RECIPE_FILE, PairVAERecipe, Stage
@@ -134,7 +134,7 @@ def load(run_dir: Path, stage: Stage = "pair") -> Trained:
         model = fitting(make, read_tensors(folder / "model.safetensors"), folder)
         train = tuple(str(name) for name in task["train"])
         return Trained(recipe, model.float().eval(), train, str(task["store"]), folder)
-    except (CheckpointError, KeyError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+    except (CheckpointError, *DAMAGED) as error:
         raise UserError(f"{run_dir}: cannot load the PairVAE: {' '.join(str(error).split())[:300]}") from None
 
 

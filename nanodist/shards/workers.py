@@ -91,10 +91,11 @@ class Threads:
 
     def finish(self, job: Job) -> list[Fault]:
         """See :meth:`Team.finish`."""
-        for future, read in reversed(job.parts):
+        parts, job.parts = job.parts, []  # a batch that failed is finished again before it is dropped
+        for future, read in reversed(parts):
             if future.cancel():
                 job.faults += read()
-        for future, _ in job.parts:
+        for future, _ in parts:
             if not future.cancelled():
                 job.faults += future.result()
         return job.faults

@@ -22,10 +22,7 @@ from hpc.errors import UserError
 from nanodist.downstream.finetune.model import Classifier, plain_head
 from nanodist.downstream.finetune.reference import Reference, read_reference
 from nanodist.encoders import EncoderSpec, create_trunk
-from nanodist.fitting import MOST, fitting, refuse_options
-
-# What values of the wrong kind in a file that others wrote may raise.
-DAMAGED = (KeyError, ValueError, TypeError, AttributeError, RuntimeError)
+from nanodist.fitting import DAMAGED, MOST, fitting, refuse_options
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,13 @@ from hpc.config import build
 from hpc.errors import UserError
 from hpc.progress import Progress
 from hpc.tables import csv_text
-from nanodist.downstream.finetune.load import DAMAGED, read_run, size_of
+from nanodist.downstream.finetune.load import read_run, size_of
 from nanodist.downstream.finetune.predict import grey, read_each
 from nanodist.downstream.finetune.recipe import DecoderConfig
 from nanodist.downstream.segment.model import Segmenter
 from nanodist.downstream.segment.windows import strips, window_count
 from nanodist.encoders import EncoderSpec, create_trunk
-from nanodist.fitting import fitting, refuse_options
+from nanodist.fitting import DAMAGED, fitting, refuse_options
 from nanodist.micrographs import Micrograph
 
 U8 = npt.NDArray[np.uint8]
