@@ -17,7 +17,7 @@ import numpy.typing as npt
 import xxhash
 from PIL import Image
 
-from nanodist.decoding.png import decode_own_png, encode_png, is_own_png, untyped_imagecodecs
+from nanodist.decoding.png import decode_foreign_png, decode_own_png, encode_png, is_own_png, untyped_imagecodecs
 
 # Names of --encoding, the default first.
 ENCODINGS = ("tif", "raw", "png", "jpg")
@@ -274,7 +274,7 @@ def _reader(suffix: str) -> Callable[[bytes | memoryview, Pixels], None]:
         return lambda data, out: _failing(what, lambda: decoder(data, out=out))
 
     if suffix == "png":
-        return by("PNG", codecs.png_decode)
+        return lambda data, out: _failing("PNG", lambda: decode_foreign_png(data, out))
     if suffix in ("jpg", "jpeg"):
         return by("JPEG", codecs.jpeg8_decode)
     return _read_npy if suffix == "npy" else _read_pillow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -120,6 +121,8 @@ class Loader:
             self.source, workers, costly, cores, ahead, self._shape, store.dtype, allocate or np.empty
         )
         self._ahead: deque[_Pending] = deque()
+        self._returned = -math.inf  # when the last batch was given out
+        self._away = math.inf  # how long the consumer was away before it
 
     def __iter__(self) -> Iterator[Batch]:
         while True:
@@ -132,7 +135,9 @@ class Loader:
             UserError: a sample is damaged or gone; names shard and sample. The step stays the same.
         """
         begun = time.perf_counter()
-        while len(self._ahead) < self.read_ahead + 1:
+        before, self._away = self._away, begun - self._returned  # of a single pause nothing is concluded
+        wanted = 1 + (self.read_ahead if self._team.gains(min(before, self._away)) else 0)
+        while len(self._ahead) < wanted:
             self._ahead.append(self._begin(self._step + len(self._ahead)))
         try:
             pending = self._finished(self._ahead[0])
@@ -147,7 +152,8 @@ class Loader:
             images = self._pinned(images.shape, images.dtype)
             images[:] = pending.job.images
         partners = images[self.size :] if len(images) > self.size else None
-        waited = time.perf_counter() - begun
+        self._returned = time.perf_counter()
+        waited = self._returned - begun
         return Batch(pending.step, pending.epochs, pending.indices, keys, images[: self.size], partners, waited)
 
     def state_dict(self) -> dict[str, int]:

@@ -9,6 +9,7 @@ import mmap
 import os
 import subprocess
 import sys
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,6 +30,9 @@ Allocate = Callable[[tuple[int, ...], np.dtype[Any]], npt.NDArray[Any]]
 _MOST_WORKERS = 8
 # Of a batch, per thread, where it is decoded. Raw tiles stay one part: two threads on them get in each other's way.
 _PARTS = 4
+# A consumer that is away for less than this part of the time that a batch takes leaves none to read it meanwhile: to
+# hand it over to a thread, and to keep more batches in the processor's cache, would only cost.
+_IDLE = 0.25
 
 
 @dataclass
@@ -62,6 +66,10 @@ class Team(Protocol):
         """Wait until a batch is read; what could not be."""
         ...
 
+    def gains(self, idle_seconds: float) -> bool:
+        """Whether to read ahead pays for a consumer that was away for ``idle_seconds`` before it asked again."""
+        ...
+
     def close(self) -> None:
         """End it; what was begun is dropped."""
         ...
@@ -71,23 +79,31 @@ class Threads:
     """Threads, which decode side by side as decoders let go of the interpreter; with 0, the caller itself.
 
     Who waits for a batch helps: it reads those of its ``parts`` a thread that none has begun, from the batch's end.
+    Where a batch is one part, its consumer reads it itself as long as it leaves no time to read it meanwhile.
     """
 
     def __init__(self, source: Source, threads: int, allocate: Allocate = np.empty, parts: int = 1) -> None:
         self._source, self._allocate, self._pieces = source, allocate, max(1, threads * parts)
         self._pool = ThreadPoolExecutor(threads, "nanodist-loader") if threads else None
+        self._reads_here, self._seconds = threads == 0, 0.0
 
     def begin(self, rows: I64, places: I64, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Job:
         """See :meth:`Team.begin`."""
         job = Job(self._allocate(shape, dtype))
         for start, stop in cuts(len(rows), self._pieces):
             source, at = self._source, places[start:stop].tolist()
-            read = partial(read_rows, rows[start:stop], source.suffixes, source.files, job.images, at)
-            if self._pool is None:
+            read = partial(self._read, rows[start:stop], source.suffixes, source.files, job.images, at)
+            if self._pool is None or self._reads_here:
                 job.faults += read()
             else:
                 job.parts.append((self._pool.submit(read), read))
         return job
+
+    def _read(self, *what: Any) -> list[Fault]:
+        begun = time.perf_counter()
+        faults = read_rows(*what)
+        self._seconds = time.perf_counter() - begun
+        return faults
 
     def finish(self, job: Job) -> list[Fault]:
         """See :meth:`Team.finish`."""
@@ -99,6 +115,12 @@ class Threads:
             if not future.cancelled():
                 job.faults += future.result()
         return job.faults
+
+    def gains(self, idle_seconds: float) -> bool:
+        """See :meth:`Team.gains`."""
+        if self._pieces == 1:
+            self._reads_here = self._pool is None or idle_seconds < _IDLE * self._seconds
+        return not self._reads_here
 
     def close(self) -> None:
         """See :meth:`Team.close`."""
@@ -165,6 +187,10 @@ class Processes:
             worker = self._workers[job.waiting.pop(0)]
             job.faults += [(int(place), str(fault)) for place, fault in json.loads(_line(worker))]
         return job.faults
+
+    def gains(self, idle_seconds: float) -> bool:
+        """See :meth:`Team.gains`: processes read while others wait, too."""
+        return True
 
     def close(self) -> None:
         """See :meth:`Team.close`."""

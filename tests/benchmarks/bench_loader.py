@@ -22,7 +22,7 @@ import numpy as np
 
 from nanodist.decoding.reading import BLOCK_BYTES
 from nanodist.shards import Loader, Order, Store, make_order
-from tests.benchmarks.loader_stores import TILE, foreign_png, multiplied, packed, small_tiles, tiles
+from tests.benchmarks.loader_stores import TILE, foreign, multiplied, packed, small_tiles, tiles
 
 BATCH = 250
 # (what, over which peer, at least)
@@ -33,6 +33,7 @@ BARS = {
     ("png", "webdataset png"): 1.8,
     ("png of Pillow", "webdataset png of Pillow"): 1.8,
     ("jpg", "webdataset jpg"): 2.5,
+    ("jpg of Pillow", "webdataset jpg of Pillow"): 2.5,
 }
 
 
@@ -146,13 +147,14 @@ def in_turns(runs: dict[str, Callable[[], None]], repeats: int, clock: Callable[
 
 def one_core(folder: Path, stores: dict[str, Store], pixels: list[np.ndarray], repeats: int) -> dict[str, Any]:
     """The table of one core."""
-    others = foreign_png(folder / "loose", folder / "foreign")
+    others = {suffix: foreign(folder / "loose", folder / f"foreign-{suffix}", suffix) for suffix in ("png", "jpg")}
     runs: dict[str, Callable[[], None]] = {f"nanodist {name}": ours(store) for name, store in stores.items()}
-    runs["nanodist png of Pillow"] = ours(others)
+    for suffix, store in others.items():
+        runs[f"nanodist {suffix} of Pillow"] = ours(store)
+        runs[f"webdataset {suffix} of Pillow"] = webdataset_l(store, suffix)
     runs["plain read"] = plain_read(stores["raw"])
     runs["webdataset"] = webdataset_raw(stores["raw"])
     runs["webdataset png"] = webdataset_l(stores["png"], "png")
-    runs["webdataset png of Pillow"] = webdataset_l(others, "png")
     runs["webdataset jpg"] = webdataset_l(stores["jpg"], "jpg")
     runs["webdataset tif"] = webdataset_l(stores["tif"], "tif")
     runs["loose png, DataLoader"] = loose_png(folder / "loose")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from dataclasses import replace
@@ -51,14 +52,16 @@ def packed(folder: Path, pixels: list[np.ndarray], depth: int = 8) -> dict[str, 
     return made
 
 
-def foreign_png(loose: Path, folder: Path) -> Store:
-    """The single PNGs of ``loose``, as Pillow wrote them, in shards of webdataset's own writer."""
+def foreign(loose: Path, folder: Path, suffix: str) -> Store:
+    """The images of ``loose`` as Pillow writes them by default, in shards of webdataset's own writer."""
     import webdataset
 
     folder.mkdir()
     with webdataset.ShardWriter(str(folder / "part-%03d.tar"), maxcount=500, verbose=0) as writer:  # type: ignore[no-untyped-call]
         for path in sorted(loose.iterdir()):
-            writer.write({"__key__": path.stem, "png": path.read_bytes()})  # type: ignore[no-untyped-call]
+            buffer = io.BytesIO()
+            Image.open(path).save(buffer, {"png": "PNG", "jpg": "JPEG"}[suffix])
+            writer.write({"__key__": path.stem, suffix: buffer.getvalue()})  # type: ignore[no-untyped-call]
     index_shards(folder)
     return Store.open(folder)
 

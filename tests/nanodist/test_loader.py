@@ -137,3 +137,20 @@ def test_what_a_loader_refuses(store, tmp_path):
     mixed = make_store(tmp_path, shapes=((16, 16), (16, 24)))
     with pytest.raises(UserError, match=r"m00 is 16 x 16, sample m01 is 16 x 24.*pack with --tile"):
         Loader(mixed, Order(len(mixed), 0, 12), 0, 1)
+
+
+def test_who_leaves_no_time_reads_raw_tiles_itself_and_sees_the_same(tmp_path):
+    make_store(tmp_path)
+    raw = pack([tmp_path / "src"], tmp_path / "raw", PackOptions(tile=None, encoding="raw"))
+    order = Order(len(raw), 0, 4)
+    expected = take(Loader(raw, order, 0, 1), 12)
+    ahead = []
+    with Loader(raw, order, 0, 1, workers=None) as loader:
+        for batch in expected:
+            team = loader._team
+            team._seconds = 0.0 if batch.step < 6 else 1e9  # of the last reading: nothing, or more than any pause
+            got = next(loader)
+            np.testing.assert_array_equal(got.images, batch.images)
+            assert got.keys == batch.keys
+            ahead.append(len(loader._ahead))
+    assert ahead == [2, 2, 2, 2, 2, 2, 1, 0, 0, 0, 0, 0]

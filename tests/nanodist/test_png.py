@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from webdataset.autodecode import imagehandler
 
+from nanodist.decoding import png
 from nanodist.decoding.codec import decode, decode_into, encode, probe
 from nanodist.decoding.png import is_own_png
 
@@ -41,12 +42,26 @@ def test_the_layout_in_memory_does_not_matter(layout):
     np.testing.assert_array_equal(decode(data, *pixels.shape, 16, "png"), pixels)
 
 
-def test_png_of_others_takes_the_library_and_gives_its_pixels():
-    pixels = tile((50, 40), np.uint8)
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("rust", ["kornia's", "panics", "none"])
+def test_png_of_others_takes_a_library_and_gives_its_pixels(monkeypatch, dtype, rust):
+    def panics(*_):
+        raise BaseException("PanicException")
+
+    if rust == "kornia's":
+        assert png._rust_decoder(1) is not None and png._rust_decoder(2) is not None
+    else:
+        monkeypatch.setattr(png, "_rust_decoder", lambda each: panics if rust == "panics" else None)
+    pixels = tile((50, 40), dtype)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
-    assert not is_own_png(buffer.getvalue(), 50, 40, 8)
-    np.testing.assert_array_equal(decode(buffer.getvalue(), 50, 40, 8, "png"), pixels)
+    data, depth = buffer.getvalue(), 8 * pixels.itemsize
+    assert not is_own_png(data, 50, 40, depth)
+    np.testing.assert_array_equal(decode(data, 50, 40, depth, "png"), pixels)
+    np.testing.assert_array_equal(decode(memoryview(data), 50, 40, depth, "png"), pixels)
+    for end in range(0, len(data) - 12, 97):
+        with pytest.raises(ValueError, match="PNG"):
+            decode(data[:end], 50, 40, depth, "png")
 
 
 def test_damage_never_gives_pixels():
