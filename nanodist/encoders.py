@@ -24,7 +24,8 @@ from hpc.config import build
 from hpc.errors import UserError
 from nanodist.fitting import MOST, fitting, refuse_options
 from nanodist.pixels import Image, to_unit
-from nanodist.weights import digest_of
+from nanodist.weight_files import trunk_from_file
+from nanodist.weights import FROM_TIMM, digest_of
 
 Pooling = Literal["last", "last_two", "all"]
 Look = tuple[float, int, int]
@@ -227,15 +228,44 @@ def random_encoder(spec: EncoderSpec, seed: int) -> Encoder:
     return Encoder(spec, create_trunk(spec.trunk, seed, **spec.trunk_options), name="random")
 
 
+def timm_encoder(
+    source: str, seed: int, given: bool, options: dict[str, Any], normalise: Literal["store", "image"] = "image"
+) -> Encoder:
+    """The encoder of ``timm:NAME`` or ``timm:NAME@FILE``.
+
+    Args:
+        source: a timm model; with ``@FILE`` its weights (or torchvision's of the same name) lie in that file.
+        seed: of random weights.
+        given: take the file's weights, else those that timm has for the name; ``False``: random ones.
+        options: more arguments of ``timm.create_model``.
+        normalise: as :class:`EncoderSpec` has it.
+
+    Raises:
+        UserError: no such model or file, or they do not fit together.
+    """
+    name, _, file = source.removeprefix(FROM_TIMM).partition("@")
+    if given and file:
+        trunk = trunk_from_file(name, Path(file), lambda: create_trunk(name, seed, **options))
+    else:
+        trunk = create_trunk(name, seed, pretrained=given, **options)
+    return Encoder(EncoderSpec(name, 224, 0.5, 0.25, normalise, trunk_options=options), trunk, name)
+
+
 def load_encoder(path: str | Path) -> Encoder:
-    """The encoder of a run directory (its newest whole checkpoint), of one checkpoint, or of an export folder.
+    """The encoder of a run directory (its newest whole checkpoint), of one checkpoint, of an export, or of a file.
+
+    A file of weights is ``timm:NAME@FILE``, see :func:`timm_encoder`.
 
     Raises:
         UserError: the path is none of these, or its files do not fit together.
     """
+    if str(path).startswith(FROM_TIMM):
+        return timm_encoder(str(path), 0, True, {})
     path = Path(path)
+    if path.is_file():
+        raise UserError(f"{path} is a file; of a file of weights say the timm model too: timm:resnet50@{path}")
     if not path.is_dir():
-        raise UserError(f"{path}: no such folder; give a run directory or an export folder")
+        raise UserError(f"{path}: no such folder; give a run directory, an export folder or timm:NAME@FILE")
     try:
         if (path / EXPORT_FILE).is_file():
             return _load_export(path)

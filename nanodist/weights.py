@@ -13,6 +13,12 @@ CARD, TENSORS = "nanodist.json", "model.safetensors"
 _FIELDS = {"trunk", "image_size", "mean", "std", "normalise", "pooling", "looks", "trunk_options"}
 _PLAIN = ("F32", "I64")  # what an encoder holds; other types would be converted on loading
 _MOST_BYTES = 16 << 20
+FROM_TIMM = "timm:"
+
+
+def named_by_timm(source: str) -> bool:
+    """Whether ``source`` is ``timm:NAME``, whose name says what its weights are; ``timm:NAME@FILE`` is a path."""
+    return source.startswith(FROM_TIMM) and "@" not in source
 
 
 def digest_of(spec: Mapping[str, Any], tensors: Iterable[tuple[str, bytes]]) -> str:

@@ -8,10 +8,18 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("source", type=Path, metavar="COCO.json|FOLDER", help="COCO file, or folder of coloured masks.")
+    parser.add_argument(
+        "source",
+        type=Path,
+        metavar="COCO.json|FOLDER|ROIS",
+        help="COCO file, folder of coloured masks, or ImageJ's ROI sets (a folder of .zip or .roi, or one).",
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="New folder of masks of numbers.")
     parser.add_argument(
-        "--instances", action="store_true", help="COCO: number the objects of an image, not their classes."
+        "--instances", action="store_true", help="COCO, ROIs: number the objects of an image, not their classes."
+    )
+    parser.add_argument(
+        "--images", type=Path, metavar="FOLDER", help="ROIs: the micrographs, whose names and sizes masks get."
     )
     parser.add_argument("--colors", type=Path, metavar="FILE.csv", help="Class of each colour (columns color, class).")
     parser.add_argument("--nearest", action="store_true", help="Other colours take the class of the nearest one.")
@@ -20,17 +28,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Convert, and say what the numbers mean."""
     from hpc.errors import UserError
+    from nanodist.morphology.corrected import convert_rois, roi_files
     from nanodist.shards.mask_codings import convert_coco, convert_colours, read_colours
 
+    colours_wanted = args.colors is not None or args.nearest
+    if roi_files(args.source):
+        if colours_wanted or args.images is None:
+            raise UserError(f"{args.source} holds ROIs: give --images FOLDER (their micrographs), and no colours")
+        count = convert_rois(args.source, args.images, args.out, args.instances)
+        print(f"{args.out}: {count} masks, {'objects from 1 on' if args.instances else '1 material'}, 0 background")
+        return 0
+    if args.images is not None:
+        raise UserError(f"--images is for ROI sets of ImageJ, and {args.source} holds none (.zip, .roi)")
     if args.source.is_dir():
         if args.instances:
-            raise UserError("--instances is for COCO files: colours tell classes")
+            raise UserError("--instances is for COCO files and ROIs: colours tell classes")
         if args.nearest and args.colors is None:
             raise UserError("--nearest takes --colors FILE.csv, which says what there is to be near to")
         colours = read_colours(args.colors) if args.colors is not None else None
         legend = convert_colours(args.source, args.out, colours, args.nearest)
     else:
-        if args.colors is not None or args.nearest:
+        if colours_wanted:
             raise UserError(f"--colors and --nearest are for a folder of coloured masks, and {args.source} is none")
         legend = convert_coco(args.source, args.out, "instances" if args.instances else "classes")
     names = legend["colours"] if "colours" in legend else legend["classes"]

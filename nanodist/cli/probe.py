@@ -40,7 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "encoders",
         metavar="RUN_OR_EXPORT",
         nargs="+",
-        help="Run directory or export folder, or NAME=PATH; several with one NAME are seeds of one encoder.",
+        help="Run directory, export folder or timm:MODEL@FILE (such as ImageNet weights in a file), or NAME=PATH; "
+        "several with one NAME are seeds of one encoder.",
     )
     parser.add_argument("--store", required=True, type=Path, help="Store with labels to train on (and to test on).")
     parser.add_argument("--test-store", type=Path, help="Store with other micrographs that is the whole test set.")
@@ -249,8 +250,8 @@ def load_all(arguments: Sequence[str]) -> list[tuple[str, Encoder]]:
     given: set[str] = set()
     for argument in arguments:
         name, separator, path = argument.partition("=")
-        named = bool(separator) and bool(name) and not Path(argument).exists()
-        encoder = load_encoder(Path(path if named else argument))
+        named = bool(separator) and bool(name) and "@" not in name and not Path(argument).exists()
+        encoder = load_encoder(path if named else argument)
         name = name if named else encoder.name
         clash = name in {n for n, _ in found} and not (named and name in given)
         if clash or name in BASELINES:

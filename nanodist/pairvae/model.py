@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from hpc.batch_norm import Layout
 from hpc.errors import UserError
 from hpc.seeding import key
-from nanodist.encoders import Encoder, EncoderSpec, create_trunk, load_encoder
-from nanodist.pairvae.recipe import FROM_TIMM, OWN, PairModelConfig, Stage
+from nanodist.encoders import Encoder, create_trunk, load_encoder, timm_encoder
+from nanodist.pairvae.recipe import OWN, PairModelConfig, Stage
 from nanodist.scattering.pattern import QGrid
+from nanodist.weights import FROM_TIMM
 
 # Of a side of patterns and crops; a file that says more would fill the memory.
 MOST_PX = 4096
@@ -158,9 +159,7 @@ def start_encoder(config: PairModelConfig, seed: int) -> Encoder | None:
         return None
     word = key(seed, "pairvae-trunk") % 2**63
     if config.encoder.startswith(FROM_TIMM):
-        name = config.encoder.removeprefix(FROM_TIMM)
-        trunk = create_trunk(name, word, pretrained=config.encoder_weights == "given", **config.trunk_options)
-        return Encoder(EncoderSpec(name, 224, 0.5, 0.25, "image", trunk_options=config.trunk_options), trunk, name)
+        return timm_encoder(config.encoder, word, config.encoder_weights == "given", config.trunk_options)
     encoder = load_encoder(config.encoder)
     if config.encoder_weights == "random":
         spec = encoder.spec

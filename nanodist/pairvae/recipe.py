@@ -15,7 +15,6 @@ from hpc.task import GuardConfig, SavingConfig
 from hpc.tracking import TrackingConfig
 from nanodist import recipes
 
-FROM_TIMM = "timm:"
 OWN = "conv"
 RECIPE_FILE = "recipe.yaml"
 Stage = Literal["solo", "pair"]

@@ -25,7 +25,6 @@ from nanodist.pairvae.load import load
 from nanodist.pairvae.model import PairModel, start_encoder
 from nanodist.pairvae.pairs import PairStore
 from nanodist.pairvae.recipe import (
-    FROM_TIMM,
     OWN,
     RECIPE_FILE,
     STAGES,
@@ -37,6 +36,7 @@ from nanodist.pairvae.recipe import (
 )
 from nanodist.pairvae.reference import write_reference
 from nanodist.pairvae.task import PairVAETask
+from nanodist.weights import named_by_timm
 
 
 def open_store(path: str) -> PairStore:
@@ -53,7 +53,7 @@ def open_store(path: str) -> PairStore:
 def identity(recipe: PairVAERecipe, store: Pairs) -> tuple[str, dict[str, Any]]:
     """Fingerprint of a run, and the *what* that it is made of."""
     source, weights = recipe.model.encoder, ""
-    if source != OWN and not source.startswith(FROM_TIMM):
+    if source != OWN and not named_by_timm(source):
         encoder = start_encoder(recipe.model, recipe.seed)
         weights = encoder.weights_hash() if encoder is not None else ""
     return identify(recipe, store.manifest_hash, weights)

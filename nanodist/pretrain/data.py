@@ -27,6 +27,7 @@ from nanodist.shards.local import stage
 from nanodist.shards.remote import open_remote
 from nanodist.shards.splits import split
 from nanodist.shards.windows import Tiles
+from nanodist.weights import named_by_timm
 
 
 def open_data(recipe: PretrainRecipe, hashes: list[str] | None = None) -> Tiles:
@@ -102,7 +103,7 @@ def identity(
     if recipe.init_from and recipe.init_from.startswith(DEEPSPEED):
         source = model_states(Path(recipe.init_from.removeprefix(DEEPSPEED)))
         inputs["init_from"] = file_facts(source).xxh3_128
-    elif recipe.init_from and not recipe.init_from.startswith("timm:"):
+    elif recipe.init_from and not named_by_timm(recipe.init_from):
         inputs["init_from"] = weights_hash(recipe.init_from)
     what = recipes.to_dict(recipe, what_only=True)
     return recipes.identity_hash(what, inputs), {**what, "inputs": inputs}

@@ -11,9 +11,10 @@ from hpc.batch_norm import Layout, convert
 from hpc.checkpoint.foreign import read_deepspeed
 from hpc.errors import UserError
 from hpc.seeding import key
-from nanodist.encoders import EncoderSpec, create_trunk, load_encoder, normalise
+from nanodist.encoders import EncoderSpec, create_trunk, load_encoder, normalise, timm_encoder
 from nanodist.heads import build_projector
 from nanodist.pretrain.recipe import PretrainRecipe
+from nanodist.weights import FROM_TIMM
 
 DEEPSPEED = "deepspeed:"
 
@@ -142,8 +143,8 @@ def _checkpoint_activations(trunk: nn.Module, name: str) -> None:
 
 
 def _warm_start(trunk: nn.Module, source: str, spec: EncoderSpec, trust: bool) -> None:
-    if source.startswith("timm:"):
-        weights = create_trunk(source.removeprefix("timm:"), 0, pretrained=True, **spec.trunk_options).state_dict()
+    if source.startswith(FROM_TIMM):
+        weights = timm_encoder(source, 0, True, spec.trunk_options).trunk.state_dict()
     elif source.startswith(DEEPSPEED):
         weights = _part(read_deepspeed(source.removeprefix(DEEPSPEED), trust), set(trunk.state_dict()))
     else:

@@ -161,7 +161,9 @@ class PretrainRecipe:
     seed: int = option(0, "Of weights, order and views.", low=0)
     run_dir: str = option("", "Where the run lives; empty: runs/FINGERPRINT.", how=True)
     init_from: str | None = option(
-        None, "Warm start: a run, an export folder, timm:NAME (weights that timm loads), or deepspeed:CHECKPOINT."
+        None,
+        "Warm start: a run, an export folder, timm:NAME (weights that timm loads), timm:NAME@FILE (weights in a file), "
+        "or deepspeed:CHECKPOINT.",
     )
     init_trust: bool = option(
         False, "Unpickle the checkpoint of init_from, which runs code that it may carry; --trust sets it.", how=True

@@ -2,7 +2,9 @@ import json
 
 import numpy as np
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 
 from hpc.checkpoint import files
 from hpc.errors import UserError
@@ -90,3 +92,32 @@ def test_a_checkpoint_is_an_encoder(tmp_path):
     files.write(run / "checkpoints", 8, {"model": weights}, {"task": task}, 1)
     with pytest.raises(UserError, match="do not fit trunk 'test_vit'"):
         load_encoder(run)
+
+
+def test_weights_of_imagenet_in_a_file_are_an_encoder(tmp_path):
+    # What torchvision and timm publish: three colours, a classifier, and in old files no counters of BatchNorm.
+    torch.manual_seed(3)
+    published = timm.create_model("test_resnet", in_chans=3, num_classes=1000).eval()
+    weights = published.state_dict()
+    save_file(weights, tmp_path / "new.safetensors")
+    old = {name: value for name, value in weights.items() if not name.endswith("num_batches_tracked")}
+    torch.save({"state_dict": old}, tmp_path / "old.pth")
+    new, same = (load_encoder(f"timm:test_resnet@{tmp_path / name}") for name in ("new.safetensors", "old.pth"))
+    assert new.weights_hash() == same.weights_hash() and new.name == "test_resnet"
+    pixels = torch.from_numpy(np.stack(IMAGES).astype(np.float32) / 255)[:, None]
+    grey = (pixels - pixels.mean((-2, -1), keepdim=True)) / (pixels.std((-2, -1), keepdim=True, correction=0) + 1e-3)
+    with torch.inference_mode():
+        colours = published.forward_head(published.forward_features(grey.expand(-1, 3, -1, -1)), pre_logits=True)
+    np.testing.assert_allclose(new.embed(IMAGES), colours.numpy(), atol=1e-4)
+
+    (tmp_path / "notes.pth").write_text("none")
+    wrong = [
+        ("test_resnet@" + str(tmp_path / "none.pth"), "no such file of weights"),
+        ("test_resnet@" + str(tmp_path / "notes.pth"), "cannot be read as weights"),
+        ("resnet18@" + str(tmp_path / "old.pth"), "the weights do not fit timm's 'resnet18'"),
+    ]
+    for source, said in wrong:
+        with pytest.raises(UserError, match=said):
+            load_encoder(f"timm:{source}")
+    with pytest.raises(UserError, match="say the timm model too"):
+        load_encoder(tmp_path / "old.pth")

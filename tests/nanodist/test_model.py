@@ -88,7 +88,7 @@ def test_warm_start_by_name_asks_timm_for_its_weights(monkeypatch):
         asked.append((name, pretrained))
         return donor if pretrained else create_trunk(name, seed, **options)
 
-    monkeypatch.setattr("nanodist.pretrain.model.create_trunk", create)
+    monkeypatch.setattr("nanodist.encoders.create_trunk", create)
     model = _model("init_from=timm:resnet10t.c3_in1k").state_dict()
     assert ("resnet10t.c3_in1k", True) in asked
     assert torch.equal(model["trunk.conv1.0.weight"], donor.state_dict()["conv1.0.weight"])

@@ -173,7 +173,7 @@ def test_synthetic_truth_is_found_in_its_folder(tmp_path):
             assert float(row["feret_max_nm"]) == pytest.approx(float(truth["length_nm"]), rel=0.05, abs=0.6)
 
 
-def test_rois_go_to_imagej_and_come_back(tmp_path):
+def test_rois_go_to_imagej_and_come_back(tmp_path, capsys):
     pytest.importorskip("roifile")
     from nanodist.morphology.rois import read_imagej
 
@@ -189,6 +189,15 @@ def test_rois_go_to_imagej_and_come_back(tmp_path):
     assert set(np.unique(tifffile.imread(folder / "00001-m.labels.tif"))) == {0, 1, 2}
     shapes = _rows(folder / "00001-m.centre-lines.csv")
     assert {row["shape-type"] for row in shapes} == {"path"} and {row["index"] for row in shapes} == {"0", "1"}
+    # What a person corrected comes back as masks under the names of the images.
+    (tmp_path / "images").mkdir()
+    back = ["masks", str(folder), "--images", str(tmp_path / "images"), "--out"]
+    assert main([*back, str(tmp_path / "none")]) == 2 and "has no image of that name" in capsys.readouterr().err
+    _png(tmp_path / "images" / "m.png", first)
+    assert main([*back, str(tmp_path / "back")]) == 0 and main([*back, str(tmp_path / "o"), "--instances"]) == 0
+    material, objects = (np.asarray(Image.open(tmp_path / name / "m.png")) for name in ("back", "o"))
+    np.testing.assert_array_equal(material, layers.any(axis=0))
+    assert objects.max() == 2 and not ((objects == 1) ^ (layers[0] & ~layers[1])).any()
     (tmp_path / "bad.zip").write_bytes(b"no zip")
     with pytest.raises(UserError, match=r"bad\.zip"):
         read_imagej(tmp_path / "bad.zip", SHAPE)

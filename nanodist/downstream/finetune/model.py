@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hpc.batch_norm import Layout, convert
 from hpc.errors import UserError
 from hpc.seeding import key
-from nanodist.downstream.finetune.recipe import FROM_TIMM, FinetuneRecipe
+from nanodist.downstream.finetune.recipe import FinetuneRecipe
 from nanodist.encoders import (
     Encoder,
     EncoderSpec,
@@ -22,8 +22,10 @@ from nanodist.encoders import (
     normalise,
     pooled_features,
     symmetries,
+    timm_encoder,
 )
 from nanodist.pretrain.model import refuse_unkeyed_randomness
+from nanodist.weights import FROM_TIMM
 
 
 class OnTrunk(nn.Module):
@@ -106,13 +108,10 @@ def start_encoder(recipe: FinetuneRecipe) -> Encoder:
     """
     start = recipe.encoder
     if not start.source:
-        raise UserError("encoder.source is not set; give a run, an export folder or timm:NAME")
+        raise UserError("encoder.source is not set; give a run, an export folder, timm:NAME or timm:NAME@FILE")
     seed = key(recipe.seed, "trunk") % 2**63
     if start.source.startswith(FROM_TIMM):
-        name, pretrained = start.source.removeprefix(FROM_TIMM), start.weights == "given"
-        trunk = create_trunk(name, seed, pretrained=pretrained, **start.trunk_options)
-        spec = EncoderSpec(name, 224, 0.5, 0.25, start.normalise, trunk_options=start.trunk_options)
-        return Encoder(spec, trunk, name)
+        return timm_encoder(start.source, seed, start.weights == "given", start.trunk_options, start.normalise)
     encoder = load_encoder(start.source)
     if start.weights == "random":
         spec = encoder.spec

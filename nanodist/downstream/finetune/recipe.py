@@ -15,8 +15,7 @@ from hpc.world_sizes import legal_world_sizes
 from nanodist import recipes
 from nanodist.downstream.labels import Budget
 from nanodist.views import ViewsConfig
-
-FROM_TIMM = "timm:"
+from nanodist.weights import named_by_timm
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class LabelsConfig:
 class StartConfig:
     """The section ``encoder``: what the trunk is, and where its weights come from."""
 
-    source: str = option("", "A run, a checkpoint, an export folder, or timm:NAME.")
+    source: str = option("", "A run, a checkpoint, an export folder, timm:NAME, or timm:NAME@FILE (weights in a file).")
     weights: Literal["given", "random"] = option(
         "given", "random keeps the trunk and drops what it learned: supervised training from scratch."
     )
@@ -203,7 +202,7 @@ def identify(
     """
     inputs = dict(zip(("store", "test_store"), stores, strict=False))
     what = config.to_dict(recipe, what_only=True)
-    if not recipe.encoder.source.startswith(FROM_TIMM):
+    if not named_by_timm(recipe.encoder.source):
         inputs["encoder"] = weights_hash()
         what["encoder"]["source"] = ""
     return config.identity_hash(what, inputs), {**what, "inputs": inputs}

@@ -1,0 +1,84 @@
+"""Objects that a person corrected in ImageJ, as masks that ``nanodist pack --masks`` takes."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from hpc import atomic
+from hpc.errors import UserError
+from nanodist.micrographs import is_named_like_one, read_micrograph
+from nanodist.morphology.rois import labels_of, needs_roifile, read_imagej
+
+ROI_FILES = (".zip", ".roi")
+# What ``nanodist measure --rois`` puts around the name of a mask, so that masks of one name do not meet.
+_NUMBERED = re.compile(r"^\d{5}-")
+
+
+def roi_files(source: Path) -> list[Path]:
+    """The ROI files of a folder, or the one file that ``source`` is; empty where it is neither."""
+    if source.is_dir():
+        return sorted(path for path in source.iterdir() if path.suffix.lower() in ROI_FILES and path.is_file())
+    return [source] if source.suffix.lower() in ROI_FILES and source.is_file() else []
+
+
+def convert_rois(source: Path, images: Path, out: Path, instances: bool) -> int:
+    """Write a PNG of numbers for each ROI set, under the name of its image, and the number of sets.
+
+    A set ``NAME.zip``, ``NAME.rois.zip`` or ``00001-NAME.rois.zip`` (as ``nanodist measure --rois`` writes) is of the
+    image ``NAME`` in ``images``, whose size the mask has.
+
+    Args:
+        source: folder of ROI sets, or one.
+        images: folder of the micrographs, at any depth, or of their masks.
+        out: a new folder; appears whole or not at all.
+        instances: number the objects from 1 on (a later ROI on top); otherwise material is 1.
+
+    Raises:
+        UserError: a set without an image, or that cannot be read; names the file.
+    """
+    needs_roifile(str(source))
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists already; choose another folder")
+    known = _by_stem(images)
+    with atomic.directory(out) as temporary:
+        for path in roi_files(source):
+            image = _image_of(path, known, images)
+            layers = read_imagej(path, read_micrograph(image).pixels.shape[-2:])
+            mask = labels_of(layers) if instances else labels_of(layers) > 0
+            target = temporary / f"{image.name.split('.')[0]}.png"
+            if target.exists():
+                raise UserError(f"{path}: another ROI set is of the image '{image.name}' too; leave one out")
+            target.write_bytes(_png(mask))
+    return len(roi_files(source))
+
+
+def _by_stem(images: Path) -> dict[str, list[Path]]:
+    """Files by the name before the first dot."""
+    if not images.is_dir():
+        raise UserError(f"--images {images} is no folder; give that of the micrographs, whose sizes masks have")
+    known: dict[str, list[Path]] = {}
+    for path in sorted(p for p in images.rglob("*") if p.is_file() and is_named_like_one(p)):
+        known.setdefault(path.name.split(".")[0], []).append(path)
+    return known
+
+
+def _image_of(path: Path, known: dict[str, list[Path]], images: Path) -> Path:
+    stem = path.name.split(".")[0]
+    found = known.get(stem) or known.get(_NUMBERED.sub("", stem)) or []
+    if len(found) != 1:
+        what = "has no image of that name" if not found else f"has {len(found)} images of that name"
+        raise UserError(f"{path}: {images} {what}; give the ROI set the name of its image")
+    return found[0]
+
+
+def _png(mask: npt.NDArray[Any]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(mask.astype(np.uint8 if int(mask.max()) < 256 else np.uint16)).save(buffer, "PNG")
+    return buffer.getvalue()
