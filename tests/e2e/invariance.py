@@ -116,6 +116,13 @@ def holds(row: dict[str, object]) -> bool:
     return bool(row["same_samples"]) and all(float(str(row[name])) <= limit for name, limit in LIMITS.items())
 
 
+def prepare(folder: Path) -> None:
+    """The store and the recipe of all runs below ``folder``."""
+    if not (folder / "store").exists():
+        make_store(folder)
+    (folder / "recipe.json").write_text(json.dumps(RECIPE))
+
+
 def check(
     folder: Path,
     objectives: tuple[str, ...] = OBJECTIVES,
@@ -125,9 +132,7 @@ def check(
     at_one_stage: tuple[str, ...] = (),
 ) -> list[dict]:
     """Compare single steps below ``folder``; one row a comparison. Objectives ``at_one_stage`` take ZeRO 1 alone."""
-    if not (folder / "store").exists():
-        make_store(folder)
-    (folder / "recipe.json").write_text(json.dumps(RECIPE))
+    prepare(folder)
     groups = [GROUPS[micro] for micro in micro_batches]
     lacking = [o for o in objectives if not all((folder / o / f"groups-{g}" / "losses.json").exists() for g in groups)]
     if lacking:
@@ -158,7 +163,7 @@ def check(
 
 
 def curves(folder: Path, objectives: tuple[str, ...] = OBJECTIVES, worlds: tuple[int, ...] = WORLDS) -> list[dict]:
-    """Compare 20-step curves with those of one rank, after :func:`check` made the store; one row a comparison."""
+    """Compare 20-step curves with those of one rank, after :func:`prepare`; one row a comparison."""
     names = ",".join(objectives)
     for world in worlds:
         launch(world, ["curves", str(folder), names])
@@ -220,12 +225,22 @@ def main() -> int:
     """Print the tables; exit code 1 where the contract does not hold or a sabotage is not seen."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--objectives", default=",".join(OBJECTIVES), help="Some of: " + ", ".join(OBJECTIVES))
-    objectives = tuple(parser.parse_args().objectives.split(","))
-    with tempfile.TemporaryDirectory() as folder:
-        rows = check(Path(folder), objectives)
-        bad = _print_steps(rows)
-        drawn = curves(Path(folder), objectives)
-        bad += _print_curves(drawn)
+    parser.add_argument("--worlds", default=",".join(map(str, WORLDS)), help="Numbers of ranks; curves need 1, too")
+    parser.add_argument("--only", choices=("steps", "curves"), help="One of the two parts")
+    options = parser.parse_args()
+    objectives, worlds = tuple(options.objectives.split(",")), tuple(map(int, options.worlds.split(",")))
+    rows: list[dict] = []
+    drawn: list[dict] = []
+    bad = 0
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if options.only != "curves":
+            rows = check(folder, objectives, worlds)
+            bad += _print_steps(rows)
+        if options.only != "steps":
+            prepare(folder)
+            drawn = curves(folder, objectives, tuple(sorted({1, *worlds})))
+            bad += _print_curves(drawn)
     print(json.dumps({"steps": len(rows), "curves": 2 * len(drawn), "broken": bad}))
     return int(bad > 0)
 

@@ -230,6 +230,7 @@ def _curve(bench: Bench, folder: Path, kind: str, micro: int) -> None:
     losses = [bench.step(step) for step in range(20)]
     if bench.rank == 0:
         base = folder / bench.task.recipe.objective.name / f"groups-{bench.group_size}"
+        base.mkdir(parents=True, exist_ok=True)
         (base / f"curve-{kind}-{bench.world_size}-{micro}.json").write_text(json.dumps(losses))
 
 
