@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _rows(store: Store) -> Iterator[tuple[str, str]]:
-    from nanodist.shards.summary import folders, set_aside
+    from nanodist.shards.summary import folders, masks, set_aside
 
     manifest, facts = store.manifest, store.manifest.statistics
     yield "store", str(store.path)
@@ -50,6 +50,9 @@ def _rows(store: Store) -> Iterator[tuple[str, str]]:
     sizes = facts["pixel_size_nm"]
     known = f"{sizes[0]:.4g} to {sizes[1]:.4g} nm" if sizes else "unknown"
     yield "pixel size", known + (f", unknown for {facts['pixel_size_unknown']}" if sizes else "")
+    masked = masks(store)
+    if masked:
+        yield "masks", masked
     yield "packed with", ", ".join(f"{k}={v}" for k, v in manifest.options.items())
     for line in set_aside(manifest):
         yield "set aside", line

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
+import numpy as np
+
+from nanodist.shards.companions import read_mask_bytes
 from nanodist.shards.manifest import Manifest
-from nanodist.shards.store import Store
+from nanodist.shards.store import SampleError, Store
 
 _SHOWN = 30
+_LOOKED_AT = 2000  # samples of a large store that are asked for their mask
 
 
 def set_aside(manifest: Manifest) -> Iterator[str]:
@@ -34,6 +38,17 @@ def folders(store: Store) -> Iterator[tuple[str, str]]:
         yield f"folder {name}", f"{count} samples of {files[name]} files in {groups[name]} groups{out}"
     if len(samples) > _SHOWN:
         yield "", f"and {len(samples) - _SHOWN} folders more"
+
+
+def masks(store: Store) -> str:
+    """How many samples have a mask; empty where none has, or where a shard is damaged, which ``verify`` tells."""
+    looked = np.unique(np.linspace(0, len(store) - 1, min(len(store), _LOOKED_AT)).astype(np.int64)).tolist()
+    try:
+        having = sum(read_mask_bytes(store, i) is not None for i in looked)
+    except SampleError:
+        return ""
+    said = "samples" if len(looked) == len(store) else "samples that were looked at"
+    return f"{having} of {len(looked)} {said} have one" if having else ""
 
 
 def _folder(source: str) -> str:

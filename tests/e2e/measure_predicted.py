@@ -345,6 +345,7 @@ def main(argv: list[str] | None = None) -> int:
         found = compare(work, trained(work, args.steps), test_jobs(args.micrographs), args.seed, args.workers)
     apart = found["apart"]
     fine = all(apart[f"{what}_median_error"] <= BAR for what in ("width", "length"))
+    fine &= found["percolation_agreement"] == 1.0
     if args.true_masks:
         print("\nfrom true masks:")
         true = measure_truth.report(measure_truth.run(args.micrographs, args.workers, args.seed))

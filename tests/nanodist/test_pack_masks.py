@@ -77,6 +77,8 @@ def test_masks_are_cut_as_their_micrographs_and_are_none_themselves(folder, tmp_
     assert facts["mask"] == {"encoding": "png", "values": 2, "shares": {"1": 0.902344, "2": 0.097656}}
     assert json.loads(members(store)["two__images__b.json"])["mask"] == {"encoding": "png", "values": 1024}
     assert verify(store.path) == []
+    # One of the micrographs has no mask, and gave 4 of the 9 tiles.
+    assert main(["inspect", str(store.path)]) == 0 and "5 of 9 samples have one" in capsys.readouterr().out
 
 
 def test_without_asking_the_labels_are_those_of_the_folder(folder, tmp_path):
