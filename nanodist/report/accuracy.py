@@ -226,7 +226,9 @@ def _remarks(probe: Probe) -> str:
     said = "".join(f"<p>{escaped(note)}</p>" for note in notes) if isinstance(notes, list) else ""
     if not rows and not said:
         return warnings
-    return warnings + details(f"How {probe.name} was measured", f'{said}<div class="wrap">{table([], rows)}</div>')
+    return warnings + details(
+        f"How {probe.name} was measured", f'{said}<div class="wrap facts">{table([], rows)}</div>'
+    )
 
 
 def _is_plain(value: Any) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 from nanodist.report.collect import Probe, Run
 from nanodist.report.facts import objective
 from nanodist.report.figures import Line, Panel
+from nanodist.report.words import term
 
 COLLAPSE = (
     ("embedding_std", "Embedding standard deviation"),
@@ -75,7 +76,7 @@ def term_panels(runs: Sequence[Run]) -> list[Panel]:
         for order, name in enumerate(names):
             x, y = run.metrics.series(name)
             # Beyond the colours of the runs, so that no term looks like a run.
-            lines += [Line(name.removeprefix("term_").replace("_", " "), x, y, len(runs) + order)] if len(x) else []
+            lines += [Line(term(name.removeprefix("term_")), x, y, len(runs) + order)] if len(x) else []
         if lines:
             panels.append(Panel(f"Terms, {run.name}"[:60], lines))
     return panels

@@ -3,60 +3,68 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from hpc.errors import UserError
 from hpc.wandb_names import sectioned
 
-# kind -> section -> panels; a panel is a title and the metrics (as in metrics.jsonl) that share its axes.
-Panels = tuple[tuple[str, tuple[str, ...]], ...]
-OVER_SAMPLES = " over samples seen"
+
+class Curves(NamedTuple):
+    """A panel: its title, the metrics (as in metrics.jsonl) that share its axes, and the metric along its x axis."""
+
+    title: str
+    metrics: tuple[str, ...]
+    x: str = "step"
+
+
+# kind -> section -> panels
+Panels = tuple[Curves, ...]
 COMMON: dict[str, Panels] = {
     "Speed": (
-        ("Images a second", ("images_per_s",)),
-        ("Share of time that waits for data", ("data_wait_share",)),
-        ("Slowest rank over the median", ("slowest_rank_ratio",)),
+        Curves("Images a second", ("images_per_s",)),
+        Curves("Share of time that waits for data", ("data_wait_share",)),
+        Curves("Slowest rank over the median", ("slowest_rank_ratio",)),
     ),
     "Optimizer": (
-        ("Learning rate", ("lr",)),
-        ("Gradient norm", ("gradient_norm",)),
-        ("Trust ratios (LARS, LAMB)", ("trust_ratio_min", "trust_ratio_median", "trust_ratio_max")),
+        Curves("Learning rate", ("lr",)),
+        Curves("Gradient norm", ("gradient_norm",)),
+        Curves("Trust ratios (LARS, LAMB)", ("trust_ratio_min", "trust_ratio_median", "trust_ratio_max")),
     ),
     "Machine": (
-        ("Processor, %", ("system.cpu",)),
-        ("GPU, %", ("system.gpu.0.gpu",)),
-        ("GPU memory, %", ("system.gpu.0.memoryAllocated",)),
-        ("Memory of the process, MB", ("system.proc.memory.rssMB",)),
+        Curves("Processor, %", ("system.cpu",)),
+        Curves("GPU, %", ("system.gpu.0.gpu",)),
+        Curves("GPU memory, %", ("system.gpu.0.memoryAllocated",)),
+        Curves("Memory of the process, MB", ("system.proc.memory.rssMB",)),
     ),
 }
 KINDS: dict[str, dict[str, Panels]] = {
     "pretrain": {
-        "Training": (("Loss", ("loss",)), (f"Loss{OVER_SAMPLES}", ("loss",))),
+        "Training": (Curves("Loss", ("loss",)), Curves("Loss over samples seen", ("loss",), x="samples_seen")),
         "What is learned": (
-            ("Online evaluation, balanced accuracy", ("eval_knn", "eval_linear")),
-            ("Effective rank of the embeddings (collapse: towards 1)", ("effective_rank",)),
-            ("Spread of the embeddings (collapse: 0)", ("embedding_std",)),
-            ("Alignment of the views", ("alignment",)),
-            ("Uniformity", ("uniformity",)),
+            Curves("Online evaluation, balanced accuracy", ("eval_knn", "eval_linear")),
+            Curves("Effective rank of the embeddings (collapse: towards 1)", ("effective_rank",)),
+            Curves("Spread of the embeddings (collapse: 0)", ("embedding_std",)),
+            Curves("Alignment of the views", ("alignment",)),
+            Curves("Uniformity", ("uniformity",)),
         ),
     },
     "finetune": {
-        "Training": (("Loss", ("loss",)), ("Validation loss", ("validation_loss",))),
+        "Training": (Curves("Loss", ("loss",)), Curves("Validation loss", ("validation_loss",))),
         "Validation": (
-            ("Balanced accuracy", ("validation_balanced_accuracy",)),
-            ("Intersection over union", ("validation_iou",)),
+            Curves("Balanced accuracy", ("validation_balanced_accuracy",)),
+            Curves("Intersection over union", ("validation_iou",)),
         ),
     },
     "pairvae": {
         "Training": (
-            ("Loss", ("loss",)),
-            ("From one to the other", ("term_saxs_sem", "term_sem_saxs")),
-            ("From each to itself", ("term_saxs_saxs", "term_sem_sem")),
-            ("Physics of the generated pattern", ("term_physics",)),
+            Curves("Loss", ("loss",)),
+            Curves("From one to the other", ("term_saxs_sem", "term_sem_saxs")),
+            Curves("From each to itself", ("term_saxs_saxs", "term_sem_sem")),
+            Curves("Physics of the generated pattern", ("term_physics",)),
         ),
         "Latent space": (
-            ("Divergence from the prior", ("term_kl_saxs", "term_kl_sem", "term_kl")),
-            ("Coupling of both latents", ("term_coupling",)),
+            Curves("Divergence from the prior", ("term_kl_saxs", "term_kl_sem", "term_kl")),
+            Curves("Coupling of both latents", ("term_coupling",)),
         ),
     },
 }
@@ -92,7 +100,7 @@ def build_dashboard(kind: str, project: str, entity: str = "", groups: Sequence[
         workspaces.Section(
             name=name,
             is_open=name not in COMMON,
-            panels=[_curves(reports, title, metrics) for title, metrics in panels],
+            panels=[_curves(reports, drawn) for drawn in panels],
         )
         for name, panels in {**KINDS[job], **COMMON}.items()
     ]
@@ -119,10 +127,8 @@ def dashboard_kinds() -> tuple[str, ...]:
     return (*KINDS, "sweep")
 
 
-def _curves(reports: Any, title: str, metrics: Sequence[str]) -> Any:
-    """A panel over steps, or over samples where its title says so."""
-    x = "samples_seen" if title.endswith(OVER_SAMPLES) else "step"
-    return reports.LinePlot(title=title, x=x, y=[sectioned(name) for name in metrics])
+def _curves(reports: Any, drawn: Curves) -> Any:
+    return reports.LinePlot(title=drawn.title, x=drawn.x, y=[sectioned(name) for name in drawn.metrics])
 
 
 def _pictures(job: str) -> list[str]:

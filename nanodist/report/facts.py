@@ -6,9 +6,9 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
-from hpc.progress import duration
 from nanodist.report.collect import Run
 from nanodist.report.markup import number
+from nanodist.report.words import OBJECTIVES, spent
 
 START_COLUMNS = (
     "began (UTC)",
@@ -21,8 +21,7 @@ START_COLUMNS = (
     "hosts",
     "Slurm job",
 )
-
-OBJECTIVES = {"simclr": "SimCLR", "barlow_twins": "Barlow Twins"}
+TASKS = ("classification", "segmentation")
 
 
 def facts(run: Run) -> dict[str, Any]:
@@ -31,6 +30,8 @@ def facts(run: Run) -> dict[str, Any]:
     first_start = run.starts[0] if run.starts else {}
     last_start = run.starts[-1] if run.starts else {}
     versions = last_start.get("versions")
+    weights, labels = run.value("encoder.weights"), run.value("data.labels_per_class")
+    labels = "all" if labels == 0 else labels
     return {
         "Task": {"pretrain": None, "pairvae": "PairVAE"}.get(run.kind, run.kind),
         "Stage": run.value("what.stage"),
@@ -38,7 +39,9 @@ def facts(run: Run) -> dict[str, Any]:
         "Objective": objective(run),
         "Trunk": run.value("encoder.trunk"),
         "Starting encoder": _source(run),
-        "Labels per class": run.value("data.labels_per_class"),
+        "Weights at the start": {"given": "pretrained"}.get(str(weights), weights) if run.kind in TASKS else None,
+        "Labelled images": labels if run.kind == "segmentation" else None,
+        "Labels per class": labels if run.kind == "classification" else None,
         "Tuned layers": run.value("train.tuned_layers"),
         "View size (px)": run.value("views.size_px"),
         "Steps": steps(run),
@@ -124,7 +127,7 @@ def time_in_training(run: Run) -> str | None:
         )
         if rate and seen is not None and earlier is not None:
             total += max(0.0, seen - earlier) / rate
-    return duration(total) if total else None
+    return spent(total) if total else None
 
 
 def start_row(start: Mapping[str, Any]) -> tuple[str, ...]:

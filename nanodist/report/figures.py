@@ -29,6 +29,7 @@ INK = "#010203"
 RULE = "#040506"
 # Points of all curves of a panel together; each has at least the second number, and one drawn faintly the third.
 PANEL_POINTS, FEWEST_POINTS, FAINT_POINTS = 3000, 120, 24
+FEW_POINTS = 6  # so few are marked one by one
 OTHERS, FAINT = "other runs", "#9aa3ab"
 
 
@@ -140,6 +141,7 @@ def _draw(ax: Axes, panel: Panel, number: int) -> None:
     points = max(FEWEST_POINTS, PANEL_POINTS // max(1, sum(not line.faint for line in panel.lines)))
     ax.xaxis.set_gid(f"zoom-x-{number}")
     ax.yaxis.set_gid(f"zoom-y-{number}")
+    shade = 0.16 if len(panel.lines) < 4 else 0.09
     for k, line in enumerate(sorted(panel.lines, key=lambda line: not line.faint)):
         gid = f"zoom-line-{number}-{k}"
         if line.faint:
@@ -148,12 +150,12 @@ def _draw(ax: Axes, panel: Panel, number: int) -> None:
             continue
         x, y = (line.x, line.y) if line.low is not None else thin(line.x, line.y, points)
         marks: dict[str, Any] = {"marker": MARKERS[line.order % len(MARKERS)], "ms": 4.5} if panel.ticks else {}
-        if len(x) == 1:
+        if len(x) <= FEW_POINTS and not marks:
             marks = {"marker": ".", "ms": 7}
         look = "--" if line.dashed else style(line.order)
         ax.plot(x, y, look, color=colour(line.order), lw=1.6, label=line.name, gid=gid, **marks)
         if line.low is not None and line.high is not None:
-            ax.fill_between(x, line.low, line.high, color=colour(line.order), alpha=0.16, lw=0)
+            ax.fill_between(x, line.low, line.high, color=colour(line.order), alpha=shade, lw=0)
     ax.set_title(panel.title, loc="left")
     ax.set_xlabel(panel.x_label)
     ax.yaxis.set_major_formatter(lambda value, _: tick(value))
@@ -162,7 +164,7 @@ def _draw(ax: Axes, panel: Panel, number: int) -> None:
         ax.set_yscale("log")
         ax.yaxis.set_major_formatter(lambda value, _: tick(value))
     if panel.floor is not None:
-        ax.set_ylim(panel.floor, panel.ceiling)
+        ax.set_ylim(panel.floor, _above(panel) if panel.ceiling is None else panel.ceiling)
     if panel.reference is not None:
         value, text = panel.reference
         ax.axhline(value, color=INK, lw=0.8, ls=(0, (1, 2)))
@@ -171,6 +173,13 @@ def _draw(ax: Axes, panel: Panel, number: int) -> None:
         ax.set_xscale("log", base=2)
         ax.set_xticks([p for p, _ in panel.ticks], [t for _, t in panel.ticks])
         ax.minorticks_off()
+
+
+def _above(panel: Panel) -> float:
+    """A top of the axis that leaves room over the highest point; 1 above the floor where all points lie on it."""
+    floor = panel.floor or 0.0
+    highest = max((float(np.nanmax(line.y)) for line in panel.lines if np.isfinite(line.y).any()), default=floor)
+    return floor + 1.06 * (highest - floor) if highest > floor else floor + 1.0
 
 
 def tick(value: float) -> str:

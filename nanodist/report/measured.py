@@ -12,6 +12,7 @@ from hpc.errors import UserError
 from nanodist.report import figures
 from nanodist.report.collect import Run
 from nanodist.report.markup import Markup, details, escaped, figure, image, number, section, table
+from nanodist.report.words import quantity
 
 IMAGE_BYTES = 600_000  # what all histograms of a page may take together, before base64
 MOST_FOLDERS = 6
@@ -80,7 +81,7 @@ def _means(one: Measured) -> str:
         low, high = row.get("low"), row.get("high")
         span = "" if low is None or high is None else f"{number(low, 3)} to {number(high, 3)}"
         mean = Markup(f'{escaped(number(row["mean"], 4))}<span class="interval">{escaped(span)}</span>')
-        rows.append((row.get("specimen"), str(row.get("quantity")).replace("_", " "), mean, *_counts(row)))
+        rows.append((row.get("specimen"), quantity(str(row.get("quantity"))), mean, *_counts(row)))
     if not rows:
         return ""
     listed = table(["specimen", "quantity", "mean", "n", "images"], rows, "Means with 95 % bootstraps over images.", 2)

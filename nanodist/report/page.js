@@ -4,6 +4,8 @@
   const value = (row, column) => {
     const cell = row.children[column];
     if (!cell) return [2, ""];
+    const given = cell.querySelector("[data-value]");
+    if (given) return [0, parseFloat(given.dataset.value)];
     const text = cell.textContent.trim();
     if (text === "" || text === "\u2013") return [2, ""];
     const number = text.replace(/[\u202f\u00a0]/g, "").replace(/\u2212/g, "-").match(/^[-+]?\d+(\.\d+)?(e[-+]?\d+)?(?![-:\w])/i);
@@ -135,7 +137,16 @@
     pad.addEventListener("dblclick", reset);
     document.addEventListener("keydown", (event) => { if (event.key === "Escape") reset(); });
   };
+  let hinted = false;
   for (const svg of document.querySelectorAll("svg[data-zoom]")) {
+    const told = hinted ? null : svg.closest("figure")?.querySelector("figcaption");
+    if (told) {
+      hinted = true;
+      const hint = document.createElement("span");
+      hint.className = "hint";
+      hint.textContent = " Drag over a part of a panel to enlarge it; a double click shows all of it again.";
+      told.append(hint);
+    }
     JSON.parse(svg.dataset.zoom).forEach((one) => panel(svg, one, one.panel));
   }
 })();

@@ -15,13 +15,14 @@ from nanodist._version import __version__
 from nanodist.report import accuracy, curves, pair_sections, sections
 from nanodist.report import results as results_sections
 from nanodist.report.collect import Probe, Run, default_probes, read_probe, read_run
-from nanodist.report.facts import facts
+from nanodist.report.facts import TASKS, facts
 from nanodist.report.markup import escaped
 from nanodist.report.measured import Measured, default_measured, morphology, read_measured
 from nanodist.report.pair_sections import stages
 from nanodist.report.reproduce import again
 from nanodist.report.results import read_results
 from nanodist.report.sweep_files import is_sweep, joined, read_sweep
+from nanodist.report.words import counted
 
 # The browser itself then refuses to load anything, and to run any script but the page's own, whatever stands in it.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{}'"
@@ -118,7 +119,8 @@ def shell(title: str, lead: str, contents: Sequence[tuple[str, str]], body: str)
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escaped(title)} – nanodist report</title><style>\n{style}</style></head><body>"
-        f'<header><h1>{escaped(title)}</h1><p class="lead">{escaped(lead)}</p><nav>{links}</nav></header>'
+        f'<header><h1>{escaped(title)}</h1><p class="lead">{escaped(lead)}</p>'
+        f'<nav aria-label="Contents">{links}</nav></header>'
         f"<main>{body}</main><footer>Written by nanodist {escaped(__version__)} from the files of the run. "
         f"The page needs no network.</footer><script>{script}</script></body></html>\n"
     )
@@ -127,6 +129,8 @@ def shell(title: str, lead: str, contents: Sequence[tuple[str, str]], body: str)
 def lead(runs: Sequence[Run]) -> str:
     """One sentence under the title: what was pretrained, with what, on what."""
     kinds = list(dict.fromkeys(_KINDS[run.kind] for run in runs))
+    if len(runs) == 1 and runs[0].kind in TASKS:
+        return _fine_tuned(runs[0])
     if len(runs) > 1 or runs[0].kind != "pretrain":
         told = " and ".join(kinds)
         compared = len({run.recipe_of() for run in runs}) > 1
@@ -139,6 +143,18 @@ def lead(runs: Sequence[Run]) -> str:
         parts.append(f"batch {known['Global batch']}")
     if known["Store"]:
         parts.append(f"on {Path(str(known['Store'])).name}")
+    return ", ".join(parts) + "."
+
+
+def _fine_tuned(run: Run) -> str:
+    known = facts(run)
+    source = known["Starting encoder"] or known["Trunk"] or "an encoder"
+    scratch = known["Weights at the start"] == "random"
+    parts = [f"{run.kind.capitalize()} with {source}{', from random weights' if scratch else ' fine-tuned'}"]
+    for label, thing in (("Labelled images", "labelled images"), ("Labels per class", "labels per class")):
+        parts += [counted(known[label], thing)] if known[label] is not None else []
+    parts += [f"{known['Steps']} steps"] if known["Steps"] else []
+    parts += [f"on {Path(str(known['Store'])).name}"] if known["Store"] else []
     return ", ".join(parts) + "."
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from nanodist.report import figures
 from nanodist.report.collect import Run
-from nanodist.report.markup import Markup, escaped, figure, image, missing, number, section, table
+from nanodist.report.markup import Markup, details, escaped, figure, image, missing, number, section, table
+from nanodist.report.words import pair_score
 
 IMAGE_BYTES = 1_200_000  # what all grids of a page may take together, before base64
 MOST_MODELS = 6
@@ -46,7 +47,8 @@ def scores(folders: Sequence[Path]) -> str:
     """Medians with intervals by direction and method; empty where there is no PairVAE."""
     if not folders:
         return ""
-    parts = []
+    parts: list[str] = []
+    every: list[dict[str, Any]] = []
     for folder in folders[:MOST_MODELS]:
         rows, items = _rows(folder / "evaluation" / "scores.json")
         if not rows:
@@ -56,11 +58,12 @@ def scores(folders: Sequence[Path]) -> str:
                 )
             )
             continue
+        every += rows
         for direction in dict.fromkeys(str(row.get("direction")) for row in rows):
             parts.append(
                 _table(folder.name, direction, [r for r in rows if str(r.get("direction")) == direction], items)
             )
-    return section("pairs", "Unseen specimens", "".join(parts))
+    return section("pairs", "Unseen specimens", "".join(parts) + _meanings(every))
 
 
 def _rows(file: Path) -> tuple[list[dict[str, Any]], Any]:
@@ -91,13 +94,21 @@ def _table(name: str, direction: str, rows: Sequence[dict[str, Any]], items: Any
                 cells.append(Markup("–"))
                 continue
             mark = ' class="best"' if value == best[metric] and method in ranked else ""
-            span = f"{number(row.get('low'), 2)} to {number(row.get('high'), 2)}"
-            cells.append(Markup(f'<span{mark}>{number(value, 3)}</span><span class="interval">{escaped(span)}</span>'))
+            cells.append(Markup(f"<span{mark}>{_in(metric, value, 3)}</span>{_interval(metric, row)}"))
         body.append((method, *cells))
     caption = (
-        f"{name}, {direction}: medians over {number(items)} unseen specimens with 95 % intervals; lower is better."
+        f"{name}, {direction}: medians of errors over {number(items)} unseen items with 95 % intervals over specimens; "
+        "lower is better, bold the best. Methods in brackets rebuild an item from itself, so they are no rivals."
     )
-    return table(["method", *[_plain(metric) for metric in metrics]], body, caption)
+    known_by = [pair_score(metric) for metric in metrics]
+    head = ["method", *[f"{one.name} ({one.unit})" if one.unit else one.name for one in known_by]]
+    return table(head, body, caption)
+
+
+def _meanings(rows: Sequence[dict[str, Any]]) -> str:
+    found = (pair_score(name) for name in dict.fromkeys(str(row.get("score")) for row in rows))
+    meant = [(one.name, one.meaning) for one in found if one.meaning]
+    return details("What the columns mean", f'<div class="wrap facts">{table([], meant)}</div>') if meant else ""
 
 
 def _median(row: dict[str, Any] | None) -> float | None:
@@ -105,8 +116,18 @@ def _median(row: dict[str, Any] | None) -> float | None:
     return float(value) if isinstance(value, int | float) else None
 
 
-def _plain(metric: str) -> str:
-    return metric.replace("_deg", " (°)").replace("_nm", " (nm)").replace("_", " ")
+def _in(metric: str, value: Any, digits: int) -> str:
+    """A score in the unit of its column."""
+    if not isinstance(value, int | float):
+        return "–"
+    if pair_score(metric).unit != "%":
+        return number(value, digits)
+    return f"{100 * value:.{0 if value >= 1 else 1}f}"
+
+
+def _interval(metric: str, row: dict[str, Any]) -> str:
+    low, high = (_in(metric, row.get(name), 2) for name in ("low", "high"))
+    return f'<span class="interval">{escaped(f"{low} to {high}")}</span>'
 
 
 def grids(folders: Sequence[Path]) -> str:
@@ -130,5 +151,5 @@ def _picture(name: str, file: Path, title: str, told: str, share: int) -> str:
         return missing(f"{file.name} of {name} is no image.")
     heading = f"<h3>{escaped(title)}</h3>"
     return heading + figure(
-        image(figures.data_uri(data), f"{title}, {name}: {told}"), f"{name}: {told}.", wide="to" in file.stem
+        image(figures.data_uri(data), f"{title}, {name}: {told}"), f"{name}: {told}.", wide=file.stem != "latent"
     )

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from hpc.progress import duration
 from nanodist.report import several
 from nanodist.report.collect import Run
 from nanodist.report.facts import store_hash
-from nanodist.report.markup import details, escaped, missing, number, section, table
+from nanodist.report.markup import Markup, details, escaped, missing, number, section, table
+from nanodist.report.words import timed
 
 MOST_RECIPES = 12
 _COMMANDS = {
@@ -54,11 +54,11 @@ def cost(run: Run) -> Cost:
     return Cost(hours, rank_hours, unknown)
 
 
-def cost_cells(run: Run) -> tuple[str, str, str]:
+def cost_cells(run: Run) -> tuple[Markup, str, str]:
     """Time of all starts, rank hours, and number of starts, for a table."""
     of = cost(run)
     more = f" ({of.open_starts} without an end)" if of.open_starts else ""
-    return duration(3600 * of.hours), number(of.rank_hours, 3), f"{len(run.starts)}{more}"
+    return timed(3600 * of.hours), number(of.rank_hours, 3), f"{len(run.starts)}{more}"
 
 
 def again(runs: Sequence[Run]) -> str:
@@ -67,10 +67,12 @@ def again(runs: Sequence[Run]) -> str:
         whole = _one(runs[0])
         body = f"<p>The first run as an example, then where the others differ from each other.</p>{whole}"
         return section("recipe", "Do it again", body + several.differing_keys(runs))
-    return section("recipe", "Do it again", "".join(_one(run, len(runs) > 1) for run in runs))
+    shown: dict[str, str] = {}  # stages of a PairVAE share their recipe
+    parts = [_one(run, len(runs) > 1, shown.setdefault(run.recipe_text, run.name)) for run in runs]
+    return section("recipe", "Do it again", "".join(parts))
 
 
-def _one(run: Run, titled: bool = True) -> str:
+def _one(run: Run, titled: bool = True, shown: str = "") -> str:
     if not run.recipe_text:
         return missing(f"{run.name} has no recipe.yaml.")
     last: dict[str, Any] = run.starts[-1] if run.starts else {}
@@ -89,5 +91,7 @@ def _one(run: Run, titled: bool = True) -> str:
     note = (
         "<p>Any number of ranks that divides the batch gives the same run; a run of this fingerprint is this run.</p>"
     )
-    recipe = details(f"Recipe of {run.name} (YAML)", f"<pre>{escaped(run.recipe_text)}</pre>")
+    recipe = details(f"Recipe of {run.name} (YAML)", f'<pre class="recipe">{escaped(run.recipe_text)}</pre>')
+    if shown not in ("", run.name):
+        recipe = f"<p>The recipe is that of {escaped(shown)}.</p>"
     return f'{title}<pre>{escaped(command)}</pre>{note}<div class="wrap">{listed}</div>{recipe}'

@@ -17,6 +17,7 @@ IMAGE_BYTES = 900_000  # what all overlays of a page may take together, before b
 MOST_OVERLAYS = 12
 MOST_CLASSES = 40
 MOST_MATRICES = 6
+WHITE_FROM = 0.86  # where white text on a shade has the contrast of dark text: 4 to 1
 _METRICS = (("dice", "Dice"), ("iou", "IoU"), ("boundary_f1", "Boundary F1"))
 
 
@@ -86,7 +87,12 @@ def _segmenters(results: Sequence[Result]) -> str:
             images = next((number(row.get("images")) for row in mine.values()), "–")
             rows.append((one.run.name, name, number(one.rows[0].get("masks")), *cells, images))
     head = ["run", "class", "labelled images", *[name for _, name in _METRICS], "test images"]
-    caption = "Masks of whole unseen images: means with 95 % bootstraps over test micrographs."
+    reach = next((one.data.get("boundary_reach_px") for one in results if one.data.get("boundary_reach_px")), None)
+    near = f" A boundary may be {number(reach)} px off." if reach else ""
+    caption = (
+        "Masks of whole unseen images: means with 95 % bootstraps over test micrographs. A class has the name or the "
+        f"grey level that the masks give it; 'all but background' leaves out the first.{near}"
+    )
     return table(head, rows, caption, label_columns=2) if rows else ""
 
 
@@ -123,7 +129,7 @@ def matrix(title: str, names: Sequence[str], counts: Sequence[Sequence[float]]) 
         cells = []
         for count in row:
             share = count / total if total else 0.0
-            dark = " dark" if share > 0.55 else ""
+            dark = " dark" if share > WHITE_FROM else ""
             cells.append(
                 f'<td class="shade{dark}" style="--share:{share:.3f}"><b>{100 * share:.0f}</b>'
                 f'<span class="interval">{number(int(count))}</span></td>'

@@ -10,6 +10,7 @@ from nanodist.report.collect import Run
 from nanodist.report.facts import START_COLUMNS, start_row
 from nanodist.report.markup import details, escaped, figure, image, inline_svg, missing, number, section, table
 from nanodist.report.reproduce import cost_cells
+from nanodist.report.words import plain
 
 IMAGE_BYTES = 750_000  # what all view sheets of a page may take together, before base64
 MAX_PICTURES = 6
@@ -120,8 +121,8 @@ def starts(runs: Sequence[Run]) -> str:
         parts.append(f'{title}<div class="wrap">{listed}</div>')
         versions = run.starts[-1].get("versions")
         if isinstance(versions, dict):
-            installed = [(name, number(version)) for name, version in versions.items()]
-            parts.append(details("Versions at the last start", table([], installed)))
+            installed = ", ".join(f"{name} {number(version)}" for name, version in versions.items() if version)
+            parts.append(f"<p>Versions at the last start: {escaped(installed)}.</p>")
     return section("starts", "Starts", "".join(parts))
 
 
@@ -133,7 +134,7 @@ def _metric_table(run: Run, count: int = 12) -> str:
     names = [n for n in ("epoch", "samples_seen", "loss", "lr", *[n for n, _ in curves.COLLAPSE]) if n in rows[-1]]
     names += [n for n in ("images_per_s", "data_wait_share") if n in rows[-1]]
     body = [(number(row["step"]), *[number(row.get(name)) for name in names]) for row in chosen]
-    return table(["step", *[name.replace("_", " ") for name in names]], body, caption=run.name)
+    return table(["step", *["learning rate" if name == "lr" else plain(name) for name in names]], body, run.name)
 
 
 def _loss_caption(runs: Sequence[Run]) -> str:
@@ -142,17 +143,15 @@ def _loss_caption(runs: Sequence[Run]) -> str:
         x, y = run.metrics.series("loss")
         if len(x):
             parts.append(
-                f"{run.name}: {number(float(y[0]))} at step {number(int(x[0]))}, "
+                f"{run.name}: loss {number(float(y[0]))} at step {number(int(x[0]))}, "
                 f"{number(float(y[-1]))} at step {number(int(x[-1]))}."
             )
         if run.metrics.dropped:
-            again = (
-                f"{run.metrics.dropped} logged lines belong to steps that a resume ran again (or were torn by a kill)."
-            )
-            parts.append(again)
+            lines = "1 logged line is" if run.metrics.dropped == 1 else f"{run.metrics.dropped} logged lines are"
+            parts.append(f"{lines} left out: of steps that a resume ran again, or torn by a kill.")
         if len(x) and len(x) < sum("loss" in row for row in run.metrics.rows):
             parts.append("Steps with a loss that is not finite are left out.")
-    return "Loss and learning rate; drag over a part of a panel to enlarge it. " + " ".join(parts[:12])
+    return " ".join(["Loss, learning rate and more over the steps.", *parts[:12]])
 
 
 def _median(values: Any) -> float:

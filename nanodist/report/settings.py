@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from nanodist.report import words
+
 SEEDS = ("seed", "split_seed", "draw_seed", "encoder_seed")
 AXES = ("masks", "labels_per_class")
 # Measured columns that tell rows of one job apart.
@@ -47,8 +49,7 @@ class Setting:
     @property
     def name(self) -> str:
         """For legends and tables."""
-        told = (f"{short(key)} {'null' if value is None else value}" for key, value in self.values.items())
-        return ", ".join(told) or "all jobs"
+        return ", ".join(words.setting(key, value) for key, value in self.values.items()) or "all jobs"
 
     @property
     def mean(self) -> float:

@@ -23,7 +23,8 @@ def facts_table(runs: Sequence[Run]) -> str:
     if len(runs) <= MOST_COLUMNS:
         rows = [(label, *[number(one[label]) for one in told]) for label in known]
         head = ["", *[run.name for run in runs]] if len(runs) > 1 else []
-        return f'<div class="wrap">{table(head, rows, sort=False)}</div>'
+        columns = "" if head else " facts"
+        return f'<div class="wrap{columns}">{table(head, rows, sort=False)}</div>'
     same = [label for label in known if len({repr(one[label]) for one in told}) == 1]
     other = [label for label in known if label not in same]
     shared = table([], [(label, number(told[0][label])) for label in same], "The same in all runs.")

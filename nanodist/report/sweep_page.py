@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,7 @@ import numpy as np
 
 from hpc import atomic
 from hpc.errors import UserError
-from hpc.progress import duration
-from nanodist.report import figures, sections, settings
+from nanodist.report import figures, sections, settings, words
 from nanodist.report.collect import Run, read_run
 from nanodist.report.figures import Line, Panel
 from nanodist.report.markup import Markup, details, escaped, figure, inline_svg, missing, number, section, table
@@ -96,8 +96,15 @@ def _runs(pretrainings: Sequence[Mapping[str, Any]]) -> list[Run]:
     for one in pretrainings:
         path = Path(one["run_dir"])
         if any((path / name).is_file() for name in ("run.json", "metrics.jsonl")):
-            runs.append(read_run(path))
+            run = read_run(path)
+            runs.append(replace(run, name=_point(one) or run.name))
     return distinct(runs)
+
+
+def _point(pretraining: Mapping[str, Any]) -> str:
+    """What a pretraining was given, in words; runs have names by it rather than by a fingerprint."""
+    point = pretraining["point"].items()
+    return ", ".join(words.setting(name.removeprefix("pretrain."), value) for name, value in point)
 
 
 def _best(found: Mapping[str, Sequence[Table]], result: Mapping[str, Any]) -> str:
@@ -115,21 +122,25 @@ def _best(found: Mapping[str, Sequence[Table]], result: Mapping[str, Any]) -> st
             rows.append((_budget(budget), best.name, _cell(score, True), str(score.n), others))
         head = [_AXIS.get(main.axis, "budget"), "best setting", metric(main.metric), "seeds", "others as good"]
         caption = (
-            f"{name}: the best by {metric(main.metric).lower()}, with 95 % over seeds (Student's t). 'As good' are "
-            "settings whose interval reaches that mean. The best of many is flattered by its choice."
+            f"The best by {inside(main.metric)}, with 95 % intervals over seeds (Student's t). 'As good' are settings "
+            "whose interval reaches that mean. The best of many is flattered by its choice."
         )
         parts.append(f"<h3>{escaped(name)}</h3>{_cards(main)}{table(head, rows, caption)}")
     return section("best", "Best settings", "".join(parts))
 
 
 def _cards(main: Table) -> str:
+    """The best at each budget, in the colour that its setting has in the curves."""
     cards = []
-    for order, budget in enumerate(main.budgets[:6]):
+    for budget in main.budgets[:6]:
         best, score, _ = main.best(budget)
-        where = f"{_budget(budget)} {_AXIS.get(main.axis, '')}".strip() or best.name
+        order = main.settings.index(best)
+        mark = figures.colour(order) if order < MOST_CURVES else "var(--rule)"
+        where = words.counted(budget, _AXIS[main.axis]) if main.axis in _AXIS else inside(main.metric)
+        told = f"<span>{escaped(best.name)}</span>" if len(main.settings) > 1 else ""
         cards.append(
-            f'<div class="card" style="--colour:{figures.colour(order)}"><span class="name">{escaped(where)}</span>'
-            f"<b>{score.mean:.3f}</b><span>{escaped(_range(score) or 'one seed')}</span></div>"
+            f'<div class="card" style="--colour:{mark}"><span class="name">{escaped(where)}</span>'
+            f"<b>{score.mean:.3f}</b><span>{escaped(_range(score) or 'one seed')}</span>{told}</div>"
         )
     return f'<div class="cards">{"".join(cards)}</div>'
 
@@ -187,7 +198,7 @@ def _all_settings(found: Mapping[str, Sequence[Table]]) -> str:
             ]
             head = ["setting", *[_budget(b) if one.axis else metric(one.metric) for b in one.budgets]]
             left_out = len(one.settings) - len(rows)
-            caption = f"{name}: {metric(one.metric).lower()}" + (f" over {_AXIS[one.axis]}" if one.axis else "")
+            caption = f"{name}: {inside(one.metric)}" + (f" over {_AXIS[one.axis]}" if one.axis else "")
             caption += f"; the best {len(rows)} of {len(one.settings)} settings." if left_out > 0 else "."
             parts.append(table(head, rows, caption))
     return section("settings", "All settings", "".join(parts) or missing("No job is done yet."))
@@ -216,10 +227,10 @@ def _jobs(result: Mapping[str, Any]) -> str:
 
 
 def _failure(row: Mapping[str, Any], given: Sequence[str]) -> str:
-    point = ", ".join(f"{settings.short(name)} {row[name]}" for name in given if name in row)
+    point = ", ".join(words.setting(name, row[name]) for name in given if name in row)
     told = f"{row['fingerprint']} {row['state']} ({point}): {row.get('reason') or 'nothing has it'}"
-    words = str(row.get("log") or "")
-    return details(told, f"<pre>{escaped(words)}</pre>") if words else missing(told)
+    log = str(row.get("log") or "")
+    return details(told, f"<pre>{escaped(log)}</pre>") if log else missing(told)
 
 
 def _cost(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -242,17 +253,16 @@ def _cost(rows: Sequence[Mapping[str, Any]]) -> str:
     return section("cost", "Cost", table(head, [*listed, ("in all", *_sums(total), "")], caption))
 
 
-def _sums(row: Mapping[str, Any]) -> tuple[str, ...]:
+def _sums(row: Mapping[str, Any]) -> tuple[Any, ...]:
     return str(row["jobs"]), _hours(row["hours"]), number(row["cpu_hours"], 3), number(row["gpu_hours"], 3)
 
 
 def _pretrainings(pretrainings: Sequence[Mapping[str, Any]], runs: Sequence[Run]) -> str:
     rows = []
     for one in pretrainings:
-        point = ", ".join(f"{settings.short(name)} {value}" for name, value in one["point"].items()) or "–"
         exported = "yes" if one["exported"] else "no"
-        rows.append((one["fingerprint"], point, one["state"], one["reason"] or "–", exported))
-    listed = table(["pretraining", "what was set", "state", "reason", "exported"], rows)
+        rows.append((_point(one) or "–", one["fingerprint"], one["state"], one["reason"] or "–", exported))
+    listed = table(["pretraining", "fingerprint", "state", "reason", "exported"], rows)
     told = sections.what_was_trained(runs) if runs else ""
     inner = told.partition("</h2>")[2].removesuffix("</section>")
     return section("trained", "Pretraining", f'<div class="wrap">{listed}</div>{inner}')
@@ -267,7 +277,7 @@ def _reproduce(told: Mapping[str, Any]) -> str:
     for name, line in (told.get("by_hand") or {}).items():
         parts.append(details(f"One job of {name} by hand", f"<pre>{escaped(line)}</pre>"))
     if told.get("definition"):
-        parts.append(details("Definition (YAML)", f"<pre>{escaped(told['definition'])}</pre>"))
+        parts.append(details("Definition (YAML)", f'<pre class="recipe">{escaped(told["definition"])}</pre>'))
     if told.get("code"):
         parts.append(f"<p>Snapshots of the code that jobs ran: {escaped(', '.join(told['code']))}.</p>")
     return section("reproduce", "Reproduce", "".join(parts) or missing("Nothing is known of how it was submitted."))
@@ -276,6 +286,12 @@ def _reproduce(told: Mapping[str, Any]) -> str:
 def metric(name: str) -> str:
     """A score's name for people."""
     return _NAMES.get(name, name.replace("_", " ").capitalize())
+
+
+def inside(name: str) -> str:
+    """A score's name inside a sentence: ``macro F1``, ``balanced accuracy``, but ``IoU`` and ``Dice``."""
+    told = metric(name)
+    return told[:1].lower() + told[1:] if " " in told else told
 
 
 def _budget(value: Any) -> str:
@@ -293,8 +309,8 @@ def _range(score: Score) -> str:
     return "" if score.low is None or score.high is None else f"{score.low:.2f} to {score.high:.2f}"
 
 
-def _hours(hours: float) -> str:
-    return duration(3600 * hours)
+def _hours(hours: float) -> Markup:
+    return words.timed(3600 * hours)
 
 
 def _words(seeds: Sequence[str]) -> str:

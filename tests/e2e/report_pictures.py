@@ -1,12 +1,15 @@
 """The pictures of reports in the docs: real runs on this machine, seen by headless Chromium.
 
-``python -m tests.e2e.report_pictures --out docs/images [--work FOLDER] [--sweep FOLDER] [--pairvae RUN] [--only run]``
+``python -m tests.e2e.report_pictures --out docs/images [--work FOLDER] [--only run] [--sweep FOLDER] [--pairvae RUN]
+[--segmentation RUN]``
 
 - ``report-run.png``, ``report-phone.png``: synthetic wires, a pretraining of 150 steps with an online evaluation, its
   probe and the morphology of the true masks; on a desk, and 375 px wide.
 - ``report-masks.png``: a segmentation of wires that starts from that encoder.
 - ``report-sweep.png``: the pipeline of :mod:`tests.e2e.sweep_picture`, or the one in ``--sweep``.
 - ``report-pairvae.png``: a PairVAE on synthetic pairs, short, or the run in ``--pairvae``.
+- ``pairvae-*.png`` (``--only grids --pairvae RUN``): the figures of a run's evaluation, small enough for the docs.
+- ``report-segmentation.png`` (``--only segmentation --segmentation RUN``): a segmentation that was trained before.
 
 With ``--work`` the folder is kept, and only what is missing is run. The last line is JSON: bytes of pictures and pages.
 """
@@ -20,6 +23,9 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import numpy as np
+from PIL import Image
 
 from tests.e2e.pairvae_proof import COMMON, SHORT
 from tests.e2e.sweep_picture import FINETUNE, PRETRAIN, VIEWS, browser, pipeline, run
@@ -104,14 +110,51 @@ def pairvae(work: Path) -> Path:
     return work / "pairvae"
 
 
+def grids(run_dir: Path, out: Path) -> dict[str, int]:
+    """The figures of an evaluation in ``out``; the bytes of each.
+
+    Raises:
+        SystemExit: one is missing, or does not fit into the bytes.
+    """
+    sizes = {}
+    for name in ("saxs-to-sem", "sem-to-saxs", "iq", "latent"):
+        source, target = run_dir / "evaluation" / f"{name}.png", out / f"pairvae-{name}.png"
+        if not source.is_file():
+            raise SystemExit(f"{source} is missing: evaluate the run into {source.parent}")
+        shrink(Image.open(source).convert("RGB"), target)
+        sizes[target.name] = target.stat().st_size
+    return sizes
+
+
+def shrink(image: Image.Image, out: Path) -> None:
+    """An image as PNG of few colours, below :data:`MOST_BYTES`.
+
+    Raises:
+        SystemExit: it does not fit.
+    """
+    wide, high = image.size
+    for scale, colours in ((1.0, 256), (1.0, 128), (0.8, 256), (0.8, 128), (0.65, 256), (0.65, 128), (0.5, 256)):
+        small = image.resize((round(scale * wide), round(scale * high)), Image.Resampling.LANCZOS)
+        _few_colours(small, colours).save(out, optimize=True)
+        if out.stat().st_size <= MOST_BYTES:
+            return
+    raise SystemExit(f"{out} takes {out.stat().st_size} bytes")
+
+
+def _few_colours(image: Image.Image, colours: int) -> Image.Image:
+    """By the method that comes nearest: one is better with photographs, another with pale bands."""
+    methods = (Image.Quantize.MAXCOVERAGE, Image.Quantize.MEDIANCUT, Image.Quantize.FASTOCTREE)
+    made = [image.quantize(colours, method, dither=Image.Dither.NONE) for method in methods]
+    true = np.asarray(image, np.float32)
+    return min(made, key=lambda one: float(np.square(np.asarray(one.convert("RGB")) - true).mean()))
+
+
 def picture(page: Path, out: Path, wide_px: int, high_px: int, top_px: int = 0) -> None:
     """A part of a page as PNG of few colours, below :data:`MOST_BYTES`.
 
     Raises:
         SystemExit: there is no Chromium, the browser complains about the page, or nothing fits into the bytes.
     """
-    from PIL import Image
-
     with tempfile.TemporaryDirectory() as folder:
         shot, frame = Path(folder) / "shot.png", Path(folder) / "frame.html"
         # A window is never as narrow as a phone; a frame is.
@@ -125,13 +168,7 @@ def picture(page: Path, out: Path, wide_px: int, high_px: int, top_px: int = 0) 
         done = subprocess.run(line, check=True, capture_output=True, text=True)
         if "CONSOLE" in done.stderr or not shot.is_file():
             raise SystemExit(f"the browser complains about {page}:\n{done.stderr}")
-        image = Image.open(shot).convert("RGB").crop((0, top_px, wide_px, top_px + high_px))
-        for scale, colours in ((1.0, 256), (1.0, 128), (0.8, 256), (0.8, 128), (0.65, 256), (0.65, 128)):
-            small = image.resize((round(scale * wide_px), round(scale * high_px)), Image.Resampling.LANCZOS)
-            small.quantize(colours, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(out, optimize=True)
-            if out.stat().st_size <= MOST_BYTES:
-                return
-    raise SystemExit(f"{out} takes {out.stat().st_size} bytes")
+        shrink(Image.open(shot).convert("RGB").crop((0, top_px, wide_px, top_px + high_px)), out)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -143,6 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, help="Folder to keep runs and pages in.")
     parser.add_argument("--sweep", type=Path, help="Folder of a pipeline or sweep that was run before.")
     parser.add_argument("--pairvae", type=Path, help="A PairVAE that was trained and evaluated before.")
+    parser.add_argument("--segmentation", type=Path, help="A segmentation that was trained before.")
     parser.add_argument("--only", default="run,masks,sweep,pairvae", help="Which to make.")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="nanodist-pictures-") as temporary:
@@ -150,12 +188,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         work.mkdir(parents=True, exist_ok=True)
         made: dict[str, tuple[Callable[[], Path], Sequence[tuple[str, int, int]]]] = {
             "run": (lambda: pretraining(work), (("report-run", 1040, 3050), ("report-phone", 375, 1600))),
-            "masks": (lambda: segmentation(work), (("report-masks", 1040, 1010),)),
+            "masks": (lambda: segmentation(work), (("report-masks", 1040, 1185),)),
             "sweep": (lambda: options.sweep or _pipeline(work), (("report-sweep", 1040, 1690),)),
             "pairvae": (lambda: options.pairvae or pairvae(work), (("report-pairvae", 1040, 1750),)),
+            "segmentation": (
+                lambda: needed(options.segmentation, "segmentation"),
+                (("report-segmentation", 1040, 1185),),
+            ),
         }
-        sizes = {}
+        sizes: dict[str, int] = {}
         for name in options.only.split(","):
+            if name == "grids":
+                sizes |= grids(needed(options.pairvae, "pairvae"), options.out.resolve())
+                continue
             make, pictures = made[name]
             page = write_report([make()], work / f"{name}.html")
             sizes[page.name] = page.stat().st_size
@@ -165,6 +210,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 sizes[target.name] = target.stat().st_size
         print(json.dumps(sizes))
     return 0
+
+
+def needed(given: Path | None, option: str) -> Path:
+    """What an option names.
+
+    Raises:
+        SystemExit: it was not given.
+    """
+    if given is None:
+        raise SystemExit(f"give --{option} RUN")
+    return given
 
 
 def _pipeline(work: Path) -> Path:

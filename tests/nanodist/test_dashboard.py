@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Pydantic V1 style")
 
 
 def _names(sections):
-    return {name for panels in sections.values() for _, names in panels for name in names}
+    return {name for panels in sections.values() for panel in panels for name in panel.metrics}
 
 
 def test_every_metric_is_logged_by_some_run():

@@ -109,7 +109,7 @@ def test_a_pairvae_shows_its_stages_scores_and_grids(tmp_path):
     page = Page(text)
     assert "<h1>pv</h1>" in text and page.tags.count("img") == 1 and "alt=" in section(text, "grids")
     # Rebuilding an image from itself is another task, so that it is not the best at making one of a pattern.
-    assert re.findall(r'class="best">([\d.]+)<', section(text, "pairs")) == ["0.02"]
+    assert re.findall(r'class="best">([\d.]+)<', section(text, "pairs")) == ["2.0"]  # percent
     training = section(text, "training")
     assert "Loss, solo stage" in training and "Loss, pair stage" in training and "physics" in training
     assert f"nanodist pairvae train {home / 'recipe.yaml'}" in section(text, "recipe")
@@ -181,7 +181,8 @@ def browser():
     return found
 
 
-# Sorts the first sortable table by its second column, zooms the first panel, and puts what came of it into the title.
+# Sorts the first sortable table by its second column, zooms the first panel, and puts what came of it into the title;
+# then the rules for paper are put in force, and what can be seen is asked again.
 PROBING = """
 const table = document.querySelector("table.sortable");
 const column = (n) => Array.from(table.tBodies[0].rows, (row) => row.children[n].textContent);
@@ -196,11 +197,20 @@ const shown = () => ({moved: svg.querySelectorAll("g[transform^=matrix]").length
 at("pointerdown", 0.5, 0.5); at("pointermove", 0.75, 0.51); at("pointerup", 0.75, 0.51);
 const near = shown();
 pad.dispatchEvent(new MouseEvent("dblclick", {bubbles: true}));
-document.title = JSON.stringify({sorted, near, far: shown(), wide: document.documentElement.scrollWidth});
+const far = shown(), wide = document.documentElement.scrollWidth;
+const seen = () => ["nav", ".hint", "rect.zoom", "details:not([open]) > :not(summary)"].map(
+  (name) => document.querySelector(name).checkVisibility());
+const screen = seen();
+const print = Array.from(document.styleSheets[0].cssRules).filter((rule) => rule.media?.mediaText === "print");
+const style = document.createElement("style");
+style.textContent = print.flatMap((rule) => Array.from(rule.cssRules, (one) => one.cssText)).join(" ");
+document.head.append(style);
+const arrow = getComputedStyle(table.tHead.querySelector("button"), "::after").display;
+document.title = JSON.stringify({sorted, near, far, wide, screen, paper: seen(), arrow});
 """
 
 
-def test_tables_sort_curves_zoom_and_a_phone_shows_the_page(tmp_path, browser):
+def test_tables_sort_curves_zoom_a_phone_shows_the_page_and_paper_all_of_it(tmp_path, browser):
     row = {"labels_per_class": 4, "low": 0.6, "high": 0.9}
     runs = []
     for name, n in (("a", 20), ("b", 3), ("c", None)):
@@ -228,6 +238,9 @@ def test_tables_sort_curves_zoom_and_a_phone_shows_the_page(tmp_path, browser):
     assert found["near"]["moved"] == 3 and found["near"]["ticks"][:2] == ["60", "70"]
     assert found["far"] == {"moved": 0, "ticks": []}
     assert found["wide"] <= 375  # the page itself does not scroll sideways
+    # On paper there is nothing to click on or to drag over, and all that is folded away is there.
+    assert (found["screen"], found["paper"]) == ([True, True, True, False], [False, False, False, True])
+    assert found["arrow"] == "none"
 
 
 def test_five_hundred_runs_make_a_page_of_a_megabyte(tmp_path):

@@ -37,10 +37,14 @@ def test_settings_are_averaged_over_seeds_and_ranked():
     rows = [*classify(), row("failed", labels_per_class=1, draw_seed=9, **{"train.tuned_layers": 0})]
     (table,) = tables(rows, ["labels_per_class", "train.tuned_layers", "draw_seed"])
     assert (table.metric, table.budgets, table.seeds) == ("balanced_accuracy", [1, 8, "all"], ["draw_seed"])
-    assert [setting.name for setting in table.settings] == ["tuned layers null", "tuned layers 2", "tuned layers 0"]
+    assert [setting.name for setting in table.settings] == [
+        "all layers tuned",
+        "last 2 blocks tuned",
+        "trunk frozen",
+    ]
     best, score, near = table.best(8)
     assert best.values == {"train.tuned_layers": None} and score.n == 3 and score.mean == pytest.approx(0.53)
-    assert [one.name for one in near] == ["tuned layers 2"]
+    assert [one.name for one in near] == ["last 2 blocks tuned"]
 
 
 def test_masks_and_several_pretrainings_have_their_own_columns():
@@ -60,10 +64,7 @@ def test_masks_and_several_pretrainings_have_their_own_columns():
     ]
     dice, iou = tables(rows, ["pretraining", "pretrain.objective.name", "labels_per_class", "seed"])
     assert (dice.metric, iou.metric, dice.axis) == ("dice", "iou", "masks")
-    assert [setting.name for setting in dice.settings] == [
-        "pretraining's objective simclr",
-        "pretraining's objective vicreg",
-    ]
+    assert [setting.name for setting in dice.settings] == ["pretrained by SimCLR", "pretrained by VICReg"]
     assert dice.settings[0].points[4].n == 2
 
 
