@@ -116,11 +116,12 @@ def holds(row: dict[str, object]) -> bool:
     return bool(row["same_samples"]) and all(float(str(row[name])) <= limit for name, limit in LIMITS.items())
 
 
-def prepare(folder: Path) -> None:
-    """The store and the recipe of all runs below ``folder``."""
+def prepare(folder: Path, channels: tuple[int, ...] | None = None) -> None:
+    """The store and the recipe of all runs below ``folder``; ``channels`` of the trunk's stages, or its own."""
     if not (folder / "store").exists():
         make_store(folder)
-    (folder / "recipe.json").write_text(json.dumps(RECIPE))
+    trunk = {"trunk_options": {"channels": list(channels)}} if channels else {}
+    (folder / "recipe.json").write_text(json.dumps({**RECIPE, "encoder": {**RECIPE["encoder"], **trunk}}))
 
 
 def check(
@@ -130,9 +131,10 @@ def check(
     stages: tuple[int, ...] = STAGES,
     micro_batches: tuple[int, ...] = MICRO_BATCHES,
     at_one_stage: tuple[str, ...] = (),
+    channels: tuple[int, ...] | None = None,
 ) -> list[dict]:
     """Compare single steps below ``folder``; one row a comparison. Objectives ``at_one_stage`` take ZeRO 1 alone."""
-    prepare(folder)
+    prepare(folder, channels)
     groups = [GROUPS[micro] for micro in micro_batches]
     lacking = [o for o in objectives if not all((folder / o / f"groups-{g}" / "losses.json").exists() for g in groups)]
     if lacking:
