@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import tempfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nanodist.morphology import Options
+    from nanodist.morphology.files import Skipped
+    from nanodist.morphology.run import Request, Rows
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,6 +23,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="MASKS",
         help="Mask files, or folders of them; each folder is a specimen, and specimens are compared.",
+    )
+    parser.add_argument(
+        "--run",
+        type=Path,
+        metavar="RUN",
+        help="Segmentation run of nanodist finetune: MASKS are micrographs, which it segments first (OUT/predicted).",
     )
     parser.add_argument("--out", type=Path, required=True, help="New folder for tables, summary and figures.")
     parser.add_argument("--pixel-size-nm", type=float, help="Side of a pixel in nm, for files that do not state one.")
@@ -72,7 +85,10 @@ def run(args: argparse.Namespace) -> int:
         args.pixel_size_nm, args.override_pixel_size, args.meaning, args.value, not args.no_overlays, args.rois
     )
     try:
-        images, skipped = measure_files(args.masks, args.out, options, request)
+        if args.run is None:
+            images, skipped = measure_files(args.masks, args.out, options, request)
+        else:
+            images, skipped = _segmented_first(args, options, request)
     except OSError as error:
         raise UserError(
             f"cannot write {args.out}: {error}; choose a directory with room that you may write to"
@@ -87,6 +103,34 @@ def run(args: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     return 1 if failed else 0
+
+
+def _segmented_first(args: argparse.Namespace, options: Options, request: Request) -> tuple[Rows, list[Skipped]]:
+    """Segment the micrographs of each specimen, and measure their masks; what could not be read is skipped."""
+    import torch
+
+    from hpc.environment import threads_of_rank
+    from nanodist.downstream.segment.predict import load_segmenter, predict_masks
+    from nanodist.morphology.files import Skipped
+    from nanodist.morphology.run import measure_files, refuse
+
+    refuse(args.out, request)
+    torch.set_num_threads(threads_of_rank(1))
+    loaded = load_segmenter(args.run)
+    specimens = {str(path): [path] for path in args.masks if path.is_dir()}
+    loose = [path for path in args.masks if not path.is_dir()]
+    specimens |= {"files": loose} if loose else {}
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=args.out.parent, prefix=f".{args.out.name}-") as temporary:
+        predicted, names, unread = Path(temporary) / "predicted", dict[Path, str](), list[Skipped]()
+        for number, (name, paths) in enumerate(specimens.items(), start=1):
+            folder = predicted / f"{number:02d}-{Path(name).name}"
+            problems = predict_masks(loaded, paths, folder)
+            names[folder / "masks"] = name
+            unread += [Skipped(Path(file), reason, True) for file, reason in problems.items()]
+        found = measure_files(list(names), args.out, options, request, names, unread)
+        os.replace(predicted, args.out / "predicted")
+    return found
 
 
 def report(out: Path, images: list[dict[str, Any]]) -> str:

@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> int:
     if kind_of(options.run) == "segmentation":
         from nanodist.downstream.segment.predict import load_segmenter, predict_masks
 
-        failed = predict_masks(load_segmenter(options.run), options.images, options.out)
+        failed = len(predict_masks(load_segmenter(options.run), options.images, options.out))
     else:
         failed = predict(load_classifier(options.run), options.images, options.out)
     print(options.out / REPORT)

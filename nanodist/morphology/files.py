@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,8 +41,10 @@ class Skipped:
     error: bool
 
 
-def gather(given: Sequence[Path]) -> tuple[list[Source], list[Skipped]]:
+def gather(given: Sequence[Path], names: Mapping[Path, str]) -> tuple[list[Source], list[Skipped]]:
     """Masks of the files and folders given; each folder is a specimen, loose files together are one.
+
+    Specimens have the ``names`` of their folders, or the folders' paths.
 
     Of a folder that ``nanodist synth`` made the truth is taken, and where a micrograph has both a file of instances and
     a mask of all of them, the instances.
@@ -64,7 +66,7 @@ def gather(given: Sequence[Path]) -> tuple[list[Source], list[Skipped]]:
             if file.name.endswith(UNION) and file.with_name(file.name[: -len(UNION)] + INSTANCES).exists():
                 continue
             if is_named_like_one(file):
-                sources.append(Source(file, str(path), name))
+                sources.append(Source(file, names.get(path, str(path)), name))
             elif not file.name.lower().endswith(_SIDECARS):
                 skipped.append(Skipped(file, "its name is not that of an image", False))
     return sources, skipped

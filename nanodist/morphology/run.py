@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -63,8 +63,33 @@ class _Found:
     s2: list[tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]]
 
 
-def measure_files(given: Sequence[Path], out: Path, options: Options, request: Request) -> tuple[Rows, list[Skipped]]:
+def refuse(out: Path, request: Request) -> None:
+    """Raise ``UserError`` where ``out`` is used already, or where a request cannot be met."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} exists already and is not an empty directory; name another one or remove it")
+    if request.pixel_size_nm is not None and not 0 < request.pixel_size_nm < 1e6:
+        raise UserError(f"--pixel-size-nm must be above 0, not {request.pixel_size_nm}")
+    if request.rois:
+        rois.needs_roifile("--rois")
+
+
+def measure_files(
+    given: Sequence[Path],
+    out: Path,
+    options: Options,
+    request: Request,
+    names: Mapping[Path, str] | None = None,
+    unread: Sequence[Skipped] = (),
+) -> tuple[Rows, list[Skipped]]:
     """Measure masks and write tables, summary and figures to the new folder ``out``, whole or not at all.
+
+    Args:
+        given: mask files, and folders of them.
+        out: a new folder.
+        options: of the measurement.
+        request: what to write and how to read.
+        names: of the specimens in folders of ``given``; their paths, where they have none.
+        unread: files that masks could not be made of, for the list of what was skipped.
 
     Returns:
         The rows of ``images.csv``, and the files that were not measured.
@@ -72,13 +97,9 @@ def measure_files(given: Sequence[Path], out: Path, options: Options, request: R
     Raises:
         UserError: a path does not exist, ``out`` is used already, or not one file could be measured.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists already and is not an empty directory; name another one or remove it")
-    if request.pixel_size_nm is not None and not 0 < request.pixel_size_nm < 1e6:
-        raise UserError(f"--pixel-size-nm must be above 0, not {request.pixel_size_nm}")
-    if request.rois:
-        rois.needs_roifile("--rois")
-    sources, skipped = gather(given)
+    refuse(out, request)
+    sources, skipped = gather(given, names or {})
+    skipped += unread
     if not sources:
         raise UserError(f"{' '.join(map(str, given))}: no image file there; give masks as PNG or TIFF files")
     found = _Found([], [], [], [], [])

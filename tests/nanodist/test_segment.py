@@ -230,3 +230,14 @@ def test_a_run_from_masks_to_masks(store, tmp_path, capsys):
     assert len(list((tmp_path / "out" / "overlays").iterdir())) == 2
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["predicted"] == 2 and "text file" in report["not_predicted"][str(tmp_path / "notes.txt")]
+    # The same in one command, by specimens.
+    line = ["measure", "--run", str(tmp_path / "run"), str(images[0].parent), str(tmp_path / "notes.txt")]
+    assert main([*line, "--out", str(tmp_path / "none")]) == 2 and not (tmp_path / "none").exists()
+    (images[0].parent / "notes.txt").write_text("text")
+    assert main([*line[:-1], "--as", "mask", "--no-overlays", "--out", str(tmp_path / "sizes")]) == 1
+    summary = json.loads((tmp_path / "sizes" / "summary.json").read_text())
+    assert {row["specimen"] for row in summary["specimens"]} == {str(images[0].parent)}
+    assert [row["file"] for row in summary["skipped"]] == [str(images[0].parent / "notes.txt")]
+    made = sorted((tmp_path / "sizes" / "predicted").glob("*/masks/*.tif"))
+    assert len(made) == summary["images"] == len(list(images[0].parent.glob("*.tif")))
+    np.testing.assert_array_equal(*(tifffile.imread(path) for path in (masks[0], made[0])))

@@ -81,11 +81,11 @@ def segment(loaded: LoadedSegmenter, pixels: npt.NDArray[Any], progress: bool = 
     return classes
 
 
-def predict_masks(loaded: LoadedSegmenter, paths: Sequence[Path], out: Path) -> int:
+def predict_masks(loaded: LoadedSegmenter, paths: Sequence[Path], out: Path) -> dict[str, str]:
     """Segment every micrograph of ``paths`` into ``out/masks`` and ``out/overlays``, and write the report.
 
     Returns:
-        The number of files that could not be predicted; the report names each, with the reason.
+        The files that could not be predicted, each with the reason, as the report has them.
 
     Raises:
         UserError: no such path, or none of the files is a micrograph.
@@ -103,7 +103,7 @@ def predict_masks(loaded: LoadedSegmenter, paths: Sequence[Path], out: Path) -> 
         "not_predicted": problems,
     }
     atomic.write_json(out / REPORT, document)
-    return len(problems)
+    return problems
 
 
 def _one(
