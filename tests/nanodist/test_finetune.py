@@ -18,11 +18,13 @@ from hpc.config import apply_overrides, build
 from hpc.errors import UserError
 from hpc.topology import Topology
 from nanodist.cli import main
+from nanodist.downstream import metrics
 from nanodist.downstream.finetune.data import Labels, batches
 from nanodist.downstream.finetune.load import load_classifier
 from nanodist.downstream.finetune.model import learning_rate_scales
 from nanodist.downstream.finetune.recipe import FinetuneRecipe, LabelsConfig
 from nanodist.downstream.finetune.reference import read_reference, write_reference
+from nanodist.downstream.finetune.scores import _bounds
 from nanodist.downstream.finetune.suggest import choose, uncertainty
 from nanodist.downstream.finetune.task import ClassifyTask, class_weights
 from nanodist.downstream.labels import draw_order
@@ -162,6 +164,22 @@ def test_calibration_error():
     assert calibration_error(unsure, truth) == pytest.approx(0.0)
 
 
+def test_intervals_are_those_of_samples_that_stand_there_as_often_as_they_were_drawn():
+    rng = np.random.default_rng(0)
+    likely, truth = rng.dirichlet(np.ones(3), 40), rng.integers(0, 3, 40)
+    often = rng.multinomial(40, np.full(40, 1 / 40), 50)
+    each = []
+    for counts in often:
+        p, y = np.repeat(likely, counts, axis=0), np.repeat(truth, counts)
+        confusion = metrics.confusion_matrix(y, p.argmax(1), 3)
+        loss = -np.log(p[np.arange(len(y)), y]).mean()
+        each.append((metrics.macro_f1(confusion), metrics.accuracy(confusion), calibration_error(p, y), loss))
+    found = _bounds(likely, truth, often.astype(float))
+    names = ("macro_f1", "accuracy", "calibration_error", "log_loss")
+    for name, values in zip(names, np.asarray(each).T, strict=True):
+        assert [found[f"{name}_low"], found[f"{name}_high"]] == pytest.approx(np.quantile(values, [0.025, 0.975]))
+
+
 def _command(*arguments, ranks=1):
     launcher = [] if ranks == 1 else ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
     return [sys.executable, *launcher, "-m", "nanodist", "finetune", *arguments]
@@ -207,6 +225,7 @@ def test_a_run_and_the_same_run_on_two_ranks_and_its_classifier(store, tmp_path,
     one, two = (row["rows"][0] for row in scores)
     assert one["log_loss"] == pytest.approx(two["log_loss"], rel=1e-3)
     assert one["low"] <= one["balanced_accuracy"] <= one["high"]
+    assert all(one[f"{name}_low"] <= one[f"{name}_high"] for name in ("macro_f1", "calibration_error", "log_loss"))
     assert {k: v for k, v in one.items() if k.startswith("n_")} == {"n_train": 24, "n_validation": 8, "n_test": 8}
     record = json.loads((tmp_path / "run2" / "run.json").read_text())
     assert record["starts"][0]["reason"] == "completed"
