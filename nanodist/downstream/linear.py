@@ -88,6 +88,13 @@ class SoftmaxRegression:
             out[place] = self._present[(x @ coefficients[:-1] + coefficients[-1]).argmax(axis=1)]
         return out
 
+    def predict_surely(self, x: npt.NDArray[np.floating], c: float) -> tuple[I64, F64]:
+        """Predicted classes of rows ``x`` (m, d) at ``c``, and the probability of each (m,)."""
+        coefficients = self.fit(c)
+        logits = x @ coefficients[:-1] + coefficients[-1]
+        likely = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return self._present[logits.argmax(axis=1)], 1.0 / likely.sum(axis=1)
+
     def _unrotate(self, rotated: F64) -> F64:
         weights = self._basis @ rotated[:-1]
         return np.concatenate([weights, (rotated[-1] - self._centre @ weights)[None]])

@@ -41,13 +41,17 @@ def accuracy(confusion: npt.NDArray[np.number]) -> float:
 def calibration_error(probabilities: F64, truth: I64, bins: int = 10) -> float:
     """How far confidence is from being right, 0 to 1: the expected calibration error (Guo et al. 2017) over ``bins``
     equal steps of the largest of ``probabilities`` (n, classes)."""
-    return float(np.abs(calibration_gaps(probabilities, truth, bins).sum(0)).sum() / len(truth))
+    return error_of(calibration_gaps(probabilities.max(1), probabilities.argmax(1) == truth, bins))
 
 
-def calibration_gaps(probabilities: F64, truth: I64, bins: int = 10) -> F64:
+def calibration_gaps(confidence: F64, right: npt.NDArray[np.bool_], bins: int = 10) -> F64:
     """Confidence less being right (0 or 1) of each sample in the column of its bin, (n, bins)."""
-    confidence, right = probabilities.max(1), probabilities.argmax(1) == truth
     which = np.minimum((confidence * bins).astype(np.int64), bins - 1)
-    gaps = np.zeros((len(truth), bins))
-    gaps[np.arange(len(truth)), which] = confidence - right
+    gaps = np.zeros((len(right), bins))
+    gaps[np.arange(len(right)), which] = confidence - right
     return gaps
+
+
+def error_of(gaps: F64) -> float:
+    """The calibration error of :func:`calibration_gaps`."""
+    return float(np.abs(gaps.sum(0)).sum() / len(gaps))

@@ -93,6 +93,7 @@ class Outcome:
         predicted: (m,) classes of ``split.test``, or ``None`` where the budget was left blank.
         setting: transform, and C or k.
         validation_score: mean balanced accuracy of the setting in the validation rounds.
+        confidence: (m,) probability of each predicted class, where the method has one.
     """
 
     method: str
@@ -100,6 +101,7 @@ class Outcome:
     predicted: I64 | None
     setting: Setting | None = None
     validation_score: float | None = None
+    confidence: F64 | None = None
 
 
 @dataclass(frozen=True)
@@ -202,7 +204,7 @@ class Prober:
         self._units = {name: unit_rows(rows) for name, rows in self._spaces.items()}
         # Budgets beyond what there is ask for the same labels again, and those are the dearest.
         self._chosen: dict[tuple[str, bytes], tuple[Setting, float | None]] = {}
-        self._predicted: dict[tuple[str, bytes, Setting], I64] = {}
+        self._predicted: dict[tuple[str, bytes, Setting], tuple[I64, F64 | None]] = {}
 
     def outcomes(self, methods: Sequence[str] = METHODS) -> Iterator[Outcome]:
         """Every method at every budget and draw."""
@@ -217,8 +219,17 @@ class Prober:
                 setting, score = chosen[draw.budget]
                 key = (method, draw.samples.tobytes(), setting)
                 if key not in self._predicted:
-                    self._predicted[key] = self._predict(method, draw.samples, self._plan.split.test, [setting])[0]
-                yield Outcome(method, draw, self._predicted[key], setting, score)
+                    self._predicted[key] = self._answers(method, draw.samples, setting)
+                predicted, confidence = self._predicted[key]
+                yield Outcome(method, draw, predicted, setting, score, confidence)
+
+    def _answers(self, method: str, samples: I64, setting: Setting) -> tuple[I64, F64 | None]:
+        """Classes of the test samples, and how probable a linear probe finds them."""
+        test, (transform, parameter) = self._plan.split.test, setting
+        if method != "linear":
+            return self._predict(method, samples, test, [setting])[0], None
+        rows, y = self._spaces[transform], self._targets.y[samples]
+        return SoftmaxRegression(rows[samples], y, len(self._targets.classes)).predict_surely(rows[test], parameter)
 
     def choose(self, method: str, budget: Budget) -> tuple[Setting, float | None]:
         """The best setting for a budget on the validation micrographs, and its mean balanced accuracy there.

@@ -13,7 +13,14 @@ from hpc.tables import csv_of
 from nanodist.downstream.bootstrap import Interval, Resamples, Tally, interval, paired_interval
 from nanodist.downstream.features import FeatureSet
 from nanodist.downstream.labels import Budget, Targets
-from nanodist.downstream.metrics import accuracy, balanced_accuracy, confusion_matrix, macro_f1
+from nanodist.downstream.metrics import (
+    accuracy,
+    balanced_accuracy,
+    calibration_gaps,
+    confusion_matrix,
+    error_of,
+    macro_f1,
+)
 from nanodist.downstream.probe import Outcome, Plan, Protocol
 
 Row = dict[str, Any]
@@ -44,6 +51,7 @@ def tidy_row(scored: Scored, targets: Targets) -> Row:
         "balanced_accuracy": None,
         "macro_f1": None,
         "accuracy": None,
+        "calibration_error": None,
         "transductive": scored.transductive,
         "transform": None,
         "parameter": None,
@@ -57,6 +65,9 @@ def tidy_row(scored: Scored, targets: Targets) -> Row:
         # A fold of one class says nothing of precision; the F1 of all folds stands beside their confusion matrix.
         f1 = macro_f1(confusion) if len(np.unique(truth)) > 1 else None
         row.update(balanced_accuracy=balanced_accuracy(confusion), macro_f1=f1)
+        if outcome.confidence is not None:
+            gaps = calibration_gaps(outcome.confidence, outcome.predicted == truth)
+            row.update(calibration_error=error_of(gaps))
         row.update(accuracy=accuracy(confusion), transform=outcome.setting[0], parameter=outcome.setting[1])
     return row
 

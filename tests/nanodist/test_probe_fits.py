@@ -32,6 +32,10 @@ def test_the_optimum_is_that_of_scikit_learn(counts: list[int], d: int, c: float
     shares = np.exp(logits - logits.max(1, keepdims=True))
     shares /= shares.sum(1, keepdims=True)
     assert np.abs(shares - theirs.predict_proba(probes)).max() < 1e-3
+    fitted = SoftmaxRegression(x, y, len(counts), tolerance=1e-9, max_iterations=3000)
+    answers, confidence = fitted.predict_surely(probes, c)
+    np.testing.assert_allclose(confidence, shares.max(1), atol=1e-6)
+    np.testing.assert_array_equal(answers, shares.argmax(1))
     quick = SoftmaxRegression(x, y, len(counts)).predict(probes, [c])[0]
     assert (quick == theirs.predict(probes)).mean() >= 0.96
 

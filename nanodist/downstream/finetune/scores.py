@@ -112,6 +112,7 @@ def _losses(probabilities: F64, y: I64) -> F64:
 def _bounds(probabilities: F64, y: I64, weights: F64) -> dict[str, float]:
     """95 % intervals of the scores but the balanced accuracy, from how often each resample has each sample (b, n)."""
     predicted, everything = probabilities.argmax(1), weights.sum(1)
+    gaps = metrics.calibration_gaps(probabilities.max(1), predicted == y)
     kinds = np.eye(probabilities.shape[1])
     either = weights @ (kinds[y] + kinds[predicted])
     hits = weights @ (kinds[y] * kinds[predicted])
@@ -119,7 +120,7 @@ def _bounds(probabilities: F64, y: I64, weights: F64) -> dict[str, float]:
     drawn = {
         "macro_f1": f1,
         "accuracy": hits.sum(1) / everything,
-        "calibration_error": np.abs(weights @ metrics.calibration_gaps(probabilities, y)).sum(1) / everything,
+        "calibration_error": np.abs(weights @ gaps).sum(1) / everything,
         "log_loss": weights @ _losses(probabilities, y) / everything,
     }
     bounds: dict[str, float] = {}
