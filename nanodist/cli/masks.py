@@ -12,7 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "source",
         type=Path,
         metavar="COCO.json|FOLDER|ROIS",
-        help="COCO file, folder of coloured masks, or ImageJ's ROI sets (a folder of .zip or .roi, or one).",
+        help="COCO file, folder of coloured masks, or ROIs: ImageJ's sets (.zip, .roi) or napari's shapes (.csv).",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="New folder of masks of numbers.")
     parser.add_argument(
@@ -32,14 +32,16 @@ def run(args: argparse.Namespace) -> int:
     from nanodist.shards.mask_codings import convert_coco, convert_colours, read_colours
 
     colours_wanted = args.colors is not None or args.nearest
-    if roi_files(args.source):
+    # A folder of coloured masks may hold their table too: --images says that ROIs are meant.
+    rois = roi_files(args.source)
+    if rois and (args.images is not None or args.source.is_file()):
         if colours_wanted or args.images is None:
             raise UserError(f"{args.source} holds ROIs: give --images FOLDER (their micrographs), and no colours")
         count = convert_rois(args.source, args.images, args.out, args.instances)
         print(f"{args.out}: {count} masks, {'objects from 1 on' if args.instances else '1 material'}, 0 background")
         return 0
     if args.images is not None:
-        raise UserError(f"--images is for ROI sets of ImageJ, and {args.source} holds none (.zip, .roi)")
+        raise UserError(f"--images is for ROIs of ImageJ or napari, and {args.source} holds none (.zip, .roi, .csv)")
     if args.source.is_dir():
         if args.instances:
             raise UserError("--instances is for COCO files and ROIs: colours tell classes")

@@ -1,4 +1,4 @@
-"""Objects that a person corrected in ImageJ, as masks that ``nanodist pack --masks`` takes."""
+"""Objects that a person corrected in ImageJ or napari, as masks that ``nanodist pack --masks`` takes."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from PIL import Image
 from hpc import atomic
 from hpc.errors import UserError
 from nanodist.micrographs import is_named_like_one, read_micrograph
-from nanodist.morphology.rois import labels_of, needs_roifile, read_imagej
+from nanodist.morphology.rois import labels_of, read_imagej, read_napari
 
-ROI_FILES = (".zip", ".roi")
+ROI_FILES = (".zip", ".roi", ".csv")
+_LINES = ".centre-lines.csv"  # of ``nanodist measure --rois``, which are no areas
 # What ``nanodist measure --rois`` puts around the name of a mask, so that masks of one name do not meet.
 _NUMBERED = re.compile(r"^\d{5}-")
 
 
 def roi_files(source: Path) -> list[Path]:
     """The ROI files of a folder, or the one file that ``source`` is; empty where it is neither."""
-    if source.is_dir():
-        return sorted(path for path in source.iterdir() if path.suffix.lower() in ROI_FILES and path.is_file())
-    return [source] if source.suffix.lower() in ROI_FILES and source.is_file() else []
+    paths = sorted(source.iterdir()) if source.is_dir() else [source]
+    return [p for p in paths if p.suffix.lower() in ROI_FILES and not p.name.endswith(_LINES) and p.is_file()]
 
 
 def convert_rois(source: Path, images: Path, out: Path, instances: bool) -> int:
     """Write a PNG of numbers for each ROI set, under the name of its image, and the number of sets.
 
-    A set ``NAME.zip``, ``NAME.rois.zip`` or ``00001-NAME.rois.zip`` (as ``nanodist measure --rois`` writes) is of the
-    image ``NAME`` in ``images``, whose size the mask has.
+    A set ``NAME.zip``, ``NAME.rois.zip`` or ``00001-NAME.rois.zip`` (as ``nanodist measure --rois`` writes), or
+    napari's ``NAME.csv`` of shapes, is of the image ``NAME`` in ``images``, whose size the mask has.
 
     Args:
         source: folder of ROI sets, or one.
@@ -43,18 +43,18 @@ def convert_rois(source: Path, images: Path, out: Path, instances: bool) -> int:
     Raises:
         UserError: a set without an image, or that cannot be read; names the file.
     """
-    needs_roifile(str(source))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists already; choose another folder")
     known = _by_stem(images)
     with atomic.directory(out) as temporary:
         for path in roi_files(source):
             image = _image_of(path, known, images)
-            layers = read_imagej(path, read_micrograph(image).pixels.shape[-2:])
+            reader = read_napari if path.suffix.lower() == ".csv" else read_imagej
+            layers = reader(path, read_micrograph(image).pixels.shape[-2:])
             mask = labels_of(layers) if instances else labels_of(layers) > 0
             target = temporary / f"{image.name.split('.')[0]}.png"
             if target.exists():
-                raise UserError(f"{path}: another ROI set is of the image '{image.name}' too; leave one out")
+                raise UserError(f"{path}: another set is of the image '{image.name}' too; leave one out")
             target.write_bytes(_png(mask))
     return len(roi_files(source))
 

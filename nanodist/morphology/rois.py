@@ -141,3 +141,44 @@ def read_imagej(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.bool_]:
         name = roi.name or str(position)
         found[name] = found[name] | inside if name in found else inside
     return np.stack(list(found.values()))
+
+
+def read_napari(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    """Layers (n, height, width) of napari's CSV of shapes: its polygons, rectangles and ellipses.
+
+    Args:
+        path: the file that napari wrote of a shapes layer.
+        shape: (height, width) of the image that the shapes were drawn on.
+
+    Raises:
+        UserError: unreadable, too large, or with shapes that are no areas.
+    """
+    try:
+        if path.stat().st_size > _LARGEST_FILE:
+            raise UserError(f"{path} has more than {_LARGEST_FILE // 2**20} MiB; it is no set of shapes")
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        corners: dict[tuple[int, str], list[tuple[float, float]]] = {}
+        for row in rows:
+            place = (float(row["axis-0"]), float(row["axis-1"]))
+            corners.setdefault((int(row["index"]), row["shape-type"]), []).append(place)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} cannot be read as napari's CSV of shapes ({error}): save the layer again") from None
+    flat = next((f"{kind} {index}" for (index, kind), at in corners.items() if not _is_area(kind, at)), None)
+    if not corners or len(corners) > _MOST_ROIS or flat:
+        what = f"holds {len(corners)} shapes" if flat is None else f"has '{flat}', which is no area"
+        raise UserError(f"{path} {what}; give 1 to {_MOST_ROIS} polygons, rectangles or ellipses of two axes")
+    return np.stack([polygon2mask(shape, _outline(kind, np.asarray(at))) for (_, kind), at in corners.items()])
+
+
+def _is_area(kind: str, at: Sequence[tuple[float, float]]) -> bool:
+    return (kind == "polygon" and len(at) >= 3) or (kind in ("rectangle", "ellipse") and len(at) == 4)
+
+
+def _outline(kind: str, corners: Floats) -> Floats:
+    """Vertices (n, 2); an ellipse is given by the corners of the rectangle around it."""
+    if kind != "ellipse":
+        return corners
+    turn = np.linspace(0, 2 * np.pi, 180, endpoint=False)[:, None]
+    centre, first, second = corners.mean(0), (corners[1] - corners[0]) / 2, (corners[3] - corners[0]) / 2
+    return np.asarray(centre + np.cos(turn) * first + np.sin(turn) * second)

@@ -175,7 +175,7 @@ def test_synthetic_truth_is_found_in_its_folder(tmp_path):
 
 def test_rois_go_to_imagej_and_come_back(tmp_path, capsys):
     pytest.importorskip("roifile")
-    from nanodist.morphology.rois import read_imagej
+    from nanodist.morphology.rois import read_imagej, read_napari
 
     first, second = _wires((20, 20, 60, 30, 8.0), (-5, 80, 100, 90, 8.0))
     _png(tmp_path / "m.png", first | second)
@@ -198,6 +198,24 @@ def test_rois_go_to_imagej_and_come_back(tmp_path, capsys):
     material, objects = (np.asarray(Image.open(tmp_path / name / "m.png")) for name in ("back", "o"))
     np.testing.assert_array_equal(material, layers.any(axis=0))
     assert objects.max() == 2 and not ((objects == 1) ^ (layers[0] & ~layers[1])).any()
+    # napari's rectangle and ellipse of one frame; coordinates are those of pixel centres.
+    head, frame = (
+        "index,shape-type,vertex-index,axis-0,axis-1\n",
+        [(19.5, 29.5), (19.5, 69.5), (59.5, 69.5), (59.5, 29.5)],
+    )
+    rows = [
+        f"{i},{kind},{v},{y},{x}\n" for i, kind in enumerate(("rectangle", "ellipse")) for v, (y, x) in enumerate(frame)
+    ]
+    (tmp_path / "m.csv").write_text(head + "".join(rows))
+    square, disc = read_napari(tmp_path / "m.csv", SHAPE)
+    expected = np.zeros(SHAPE, bool)
+    expected[20:60, 30:70] = True
+    np.testing.assert_array_equal(square, expected)
+    assert disc.sum() == pytest.approx(np.pi * 20**2, rel=0.01) and not (disc & ~square).any()
+    assert main(["masks", str(tmp_path / "m.csv"), *back[2:], str(tmp_path / "napari")]) == 0
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "napari" / "m.png")) > 0, square)
+    with pytest.raises(UserError, match="'path 0', which is no area"):
+        read_napari(folder / "00001-m.centre-lines.csv", SHAPE)
     (tmp_path / "bad.zip").write_bytes(b"no zip")
     with pytest.raises(UserError, match=r"bad\.zip"):
         read_imagej(tmp_path / "bad.zip", SHAPE)
