@@ -25,13 +25,17 @@ TINY = [
 BIG = ["encoder.trunk=resnet10t", "views.size_px=160", "train.precision=bf16", "train.bn_group_size=64"]
 
 
+# Each stage, one and four micro-batches, groups that span ranks, one rank; all five are ``bench_plan --quick``.
+CASES = cases(quick=True)[2:]
+
+
 @pytest.fixture(scope="module")
 def compared():
     # In processes of their own, since DeepSpeed keeps process groups beyond their end.
-    return compare_all(cases(quick=True))
+    return compare_all(CASES)
 
 
-@pytest.mark.parametrize("number", range(len(cases(quick=True))))
+@pytest.mark.parametrize("number", range(len(CASES)))
 def test_prediction_is_what_a_real_step_takes(compared, number):
     row = compared[number]
     assert abs(row["memory_error"]) <= 0.1, row
