@@ -1,4 +1,4 @@
-"""``python -m tests.benchmarks.bench_loader [--tiles 1000] [--repeats 5] [--rows one,two,resume,reads,sizes]``.
+"""``python -m tests.benchmarks.bench_loader [--tiles 1000] [--repeats 5] [--rows one,two,decoders,resume,reads,sizes]``.
 
 The loader against its peers, in turns in one run, on 256 x 256 tiles in the page cache; medians of ratios. ``one`` is
 one thread (processor time), ``two`` is wall time with two workers. MosaicML Streaming is measured where it can be
@@ -8,6 +8,7 @@ imported. Last line: one JSON object.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import statistics
 import subprocess
@@ -177,6 +178,37 @@ def one_core(folder: Path, stores: dict[str, Store], pixels: list[np.ndarray], r
     return result
 
 
+def decoders(folder: Path, repeats: int) -> dict[str, Any]:
+    """Microseconds that libraries take for a tile, with nothing around them; PNG as Pillow writes it, JPEG of 95."""
+    import imagecodecs
+    import kornia_rs
+    from PIL import Image
+
+    images: dict[str, list[bytes]] = {"png": [], "jpg": []}
+    for path in sorted((folder / "loose").iterdir())[:300]:
+        images["png"].append(path.read_bytes())
+        buffer = io.BytesIO()
+        Image.open(path).save(buffer, "JPEG", quality=95, optimize=True)
+        images["jpg"].append(buffer.getvalue())
+    rust: Any = kornia_rs
+    by: dict[str, Callable[[bytes], Any]] = {
+        "png libpng": imagecodecs.png_decode,
+        "png kornia": lambda data: rust.io.decode_image_png_u8(data, (TILE, TILE), "mono"),
+        "jpg libjpeg-turbo": imagecodecs.jpeg8_decode,
+        "jpg zune (kornia)": rust.io.decode_image_jpeg,
+        "png Pillow": lambda data: np.asarray(Image.open(io.BytesIO(data))),
+        "jpg Pillow": lambda data: np.asarray(Image.open(io.BytesIO(data))),
+    }
+
+    def over(decode: Callable[[bytes], Any], these: list[bytes]) -> Callable[[], None]:
+        return lambda: [decode(data) for data in these] and None
+
+    seconds = in_turns({n: over(f, images[n[:3]]) for n, f in by.items()}, repeats, time.process_time)
+    result = {name: round(statistics.median(values) / len(images["png"]) * 1e6) for name, values in seconds.items()}
+    print("\ndecoders alone, microseconds a tile: " + ", ".join(f"{name} {us}" for name, us in result.items()))
+    return {f"{name} us": us for name, us in result.items()}
+
+
 def two_workers(stores: dict[str, Store], repeats: int) -> dict[str, Any]:
     """Two workers, and what is chosen by itself, over none; ``none`` is a second loader without workers: the noise."""
     result, turns = {}, 24
@@ -293,7 +325,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tiles", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--rows", default="sizes,one,two,reads,resume")
+    parser.add_argument("--rows", default="sizes,one,decoders,two,reads,resume")
     options = parser.parse_args()
     rows, result = options.rows.split(","), {}
     with tempfile.TemporaryDirectory() as name:
@@ -305,6 +337,8 @@ def main() -> None:
             result |= sizes(folder, stores)
         if "one" in rows:
             result |= one_core(folder, stores, pixels, options.repeats)
+        if "decoders" in rows:
+            result |= decoders(folder, options.repeats)
         if "two" in rows:
             result |= two_workers(stores, options.repeats)
         if "reads" in rows:
