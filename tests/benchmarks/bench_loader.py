@@ -1,4 +1,4 @@
-"""``python -m tests.benchmarks.bench_loader [--tiles 1000] [--repeats 5] [--rows one,two,decoders,resume,reads,sizes]``.
+"""``python -m tests.benchmarks.bench_loader [--repeats 5] [--rows one,two,decoders,resume,reads,sizes]``.
 
 The loader against its peers, in turns in one run, on 256 x 256 tiles in the page cache; medians of ratios. ``one`` is
 one thread (processor time), ``two`` is wall time with two workers. MosaicML Streaming is measured where it can be

@@ -1,6 +1,6 @@
 """Both presets of PairVAE on synthetic pairs: train, evaluate on unseen specimens, and one table over seeds.
 
-    python -m tests.e2e.pairvae_proof --store STORE --out RUNS [--seeds 0,1,2] [--ranks 2] [--trunk RUN]
+    python -m tests.e2e.pairvae_proof --store STORE --out RUNS [--seeds 0,1,2] [--ranks 2] [--factor 1] [--trunk RUN]
 
 Runs go on where they were. The schedule is the published one cut down to what two CPU cores can do in minutes; what was
 cut stands in :data:`SHORT`. The last line is JSON.
@@ -42,12 +42,30 @@ SHOWN = {
 }
 
 
-def train(preset: str, seed: int, run: Path, store: str, trunk: str, ranks: int) -> None:
+def stretched(settings: list[str], factor: float) -> list[str]:
+    """The settings, with ``factor`` times the epochs of both stages."""
+    found = []
+    for word in settings:
+        key, value = word.split("=", 1)
+        epochs = key.endswith(("epochs", "from_epoch")) and "picture" not in key
+        found.append(f"{key}={round(int(value) * factor)}" if epochs else word)
+    return found
+
+
+def train(preset: str, seed: int, run: Path, store: str, trunk: str, ranks: int, factor: float = 1.0) -> None:
     """Both stages of a preset, to their ends."""
     encoder = [f"model.encoder={trunk}", "model.encoder_weights=given"] if preset == "lu2023" and trunk else []
     if preset == "lu2023" and not trunk:
         encoder = ["model.encoder=timm:resnet18", "model.trunk_options={channels: [16, 32, 64, 128]}"]
-    what = [preset, f"data.store={store}", f"run_dir={run}", f"seed={seed}", *COMMON, *SHORT[preset], *encoder]
+    what = [
+        preset,
+        f"data.store={store}",
+        f"run_dir={run}",
+        f"seed={seed}",
+        *COMMON,
+        *stretched(SHORT[preset], factor),
+        *encoder,
+    ]
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
     subprocess.run([sys.executable, *launcher, "-m", "nanodist", "pairvae", "train", *what], check=True)
 
@@ -89,13 +107,14 @@ def main() -> None:
     parser.add_argument("--presets", default="modern,lu2023")
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--factor", type=float, default=1.0, help="Times the epochs of the short schedule.")
     parser.add_argument("--trunk", default="", help="Of lu2023: a run of nanodist pretrain; empty: random weights.")
     options = parser.parse_args()
     found: dict[str, list[dict[tuple[str, str, str], tuple[float, int]]]] = {}
     for seed in (int(word) for word in options.seeds.split(",")):
         for preset in options.presets.split(","):
             run = options.out / f"{preset}-{seed}"
-            train(preset, seed, run, options.store, options.trunk, options.ranks)
+            train(preset, seed, run, options.store, options.trunk, options.ranks, options.factor)
             found.setdefault(preset, []).append(scores(run, options.store))
     print(table(found))
     best = {
