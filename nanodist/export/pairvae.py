@@ -75,11 +75,8 @@ def export_pairvae(
         require_half(dict(trained.model.named_parameters()), name)
     with made_whole(target) as folder:
         _write(trained, folder, wanted, precision)
-        rows = []
-        for images, jobs in _checks(trained, json.dumps(str(folder.resolve()))[1:-1], wanted):
-            parity = compare(jobs, images, precision)
-            rows += parity["formats"]
-        parity = {**parity, "formats": rows}
+        images, jobs = _checks(trained, json.dumps(str(folder.resolve()))[1:-1], wanted)
+        parity = compare(jobs, images, precision)
         tell(folder, parity, card_text(trained, name, card, wanted, parity, target.name))
     return parity
 
@@ -161,8 +158,8 @@ def _facts(trained: Trained, stem: str) -> dict[str, Any]:
     }
 
 
-def _checks(trained: Trained, here: str, formats: Sequence[str]) -> list[tuple[list[npt.NDArray[Any]], list[Any]]]:
-    """For each direction its files, and for each format what has to come out."""
+def _checks(trained: Trained, here: str, formats: Sequence[str]) -> tuple[list[npt.NDArray[Any]], list[Any]]:
+    """The files of both directions, and for each format and direction what has to come out."""
     from nanodist.export.parity import Job
 
     detectors, frames = _frames(trained)
@@ -177,14 +174,12 @@ def _checks(trained: Trained, here: str, formats: Sequence[str]) -> list[tuple[l
         SAXS: [_from_frame(trained, frame, detectors) for frame in frames],
         SEM: [_from_micrograph(trained, pixels, pixel) for pixels in micrographs],
     }
-    made = []
-    for stem, images in ((SAXS, frames), (SEM, micrographs)):
-        jobs = [
-            Job(f"{kind} {stem}", code_of(trained, here, kind, stem) + glue[stem], "answer", wanted[stem])
-            for kind in formats
-        ]
-        made.append((images, jobs))
-    return made
+    jobs = [
+        Job(f"{kind} {stem}", code_of(trained, here, kind, stem) + glue[stem], "answer", wanted[stem], first)
+        for stem, first in ((SAXS, 0), (SEM, len(frames)))
+        for kind in formats
+    ]
+    return [*frames, *micrographs], jobs
 
 
 def _frames(trained: Trained) -> tuple[dict[str, Any], list[npt.NDArray[np.float32]]]:

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,7 @@ LIBRARIES = {
     "torch-export": ["torch"],
 }
 Answers = Sequence[npt.NDArray[Any]]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,18 @@ class Job:
         code: Python of the card.
         function: name that the code defines; it is given the pixels of a file.
         wanted: what the run answers to each image: arrays (several where the function returns several).
+        first: place of the first of these images among all that are compared.
     """
 
     name: str
     code: str
     function: str
     wanted: Sequence[Answers]
+    first: int = 0
+
+    def of(self, images: Sequence[T]) -> Sequence[T]:
+        """Those that are its own among all images, or their files."""
+        return images[self.first : self.first + len(self.wanted)]
 
 
 def check(
@@ -92,7 +99,7 @@ def compare(
     """Run every job in a process that cannot import nanodist, on image files, and compare what it answers.
 
     Args:
-        jobs: for each format what is run, and what has to come out; fewer answers than images leave the last out.
+        jobs: for each format what is run, and what has to come out; fewer answers than images leave the others out.
         images: (H, W) of uint8, uint16 (then PNG files) or float32 (TIFF files).
         precision: a key of :data:`nanodist.export.precision.TOLERANCES`.
         tolerance: another one than that of the precision.
@@ -114,7 +121,7 @@ def compare(
 
 def _task(job: Job, files: list[str]) -> dict[str, Any]:
     libraries = LIBRARIES[job.name.split(" ")[0]]
-    used = files[: len(job.wanted)]
+    used = job.of(files)
     return {"name": job.name, "code": job.code, "function": job.function, "images": used, "libraries": libraries}
 
 
@@ -169,12 +176,12 @@ def _row(job: Job, result: dict[str, Any], images: Sequence[Image], scratch: Pat
             f"The {name} export cannot be loaded back without nanodist, so nothing was written: {result['error']}"
         )
     differences = []
+    shown = job.of(images)
     for i, wanted in enumerate(job.wanted):
         with np.load(scratch / f"{name}-{i}.npz", allow_pickle=False) as file:
             found = [file[key] for key in file.files]
         for got, want in zip(found, wanted, strict=True):
-            differences.append(_difference(name, got, want, images[i], tolerance))
-    shown = images[: len(job.wanted)]
+            differences.append(_difference(name, got, want, shown[i], tolerance))
     return {
         "format": name,
         "loaded_with": result["loaded_with"],
