@@ -49,7 +49,7 @@ def table(
 
     One with a heading and three rows or more can be sorted by a click on the heading, unless ``sort`` is false.
     """
-    top = "".join(f'<th scope="col">{escaped(cell)}</th>' for cell in head)
+    top = "".join(f'<th scope="col">{escaped(cell)}</th>' if cell else "<td></td>" for cell in head)
     body = []
     for row in rows:
         cells = [
