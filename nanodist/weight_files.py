@@ -16,12 +16,9 @@ from timm.models import adapt_input_conv, load_state_dict
 from torch import Tensor, nn
 
 from hpc.errors import UserError
-from nanodist.fitting import fitting
+from nanodist.fitting import DAMAGED, fitting
 
-_UNREADABLE = (
-    *(OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, AssertionError, EOFError),
-    *(pickle.UnpicklingError, SafetensorError),
-)
+_UNREADABLE = (*DAMAGED, OSError, AssertionError, EOFError, pickle.UnpicklingError, SafetensorError)
 
 
 def trunk_from_file(name: str, path: Path, make: Callable[[], nn.Module]) -> nn.Module:

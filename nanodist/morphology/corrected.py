@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import re
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-from PIL import Image
-
-from hpc import atomic
 from hpc.errors import UserError
 from nanodist.micrographs import is_named_like_one, read_micrograph
 from nanodist.morphology.rois import labels_of, read_imagej, read_napari
+from nanodist.shards.mask_codings import new_mask_folder, write_mask
 
 ROI_FILES = (".zip", ".roi", ".csv")
 _LINES = ".centre-lines.csv"  # of ``nanodist measure --rois``, which are no areas
@@ -43,11 +37,9 @@ def convert_rois(source: Path, images: Path, out: Path, instances: bool) -> int:
     Raises:
         UserError: a set without an image, or that cannot be read; names the file.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} exists already; choose another folder")
-    known = _by_stem(images)
-    with atomic.directory(out) as temporary:
-        for path in roi_files(source):
+    known, sets = _by_stem(images), roi_files(source)
+    with new_mask_folder(out) as temporary:
+        for path in sets:
             image = _image_of(path, known, images)
             reader = read_napari if path.suffix.lower() == ".csv" else read_imagej
             layers = reader(path, read_micrograph(image).pixels.shape[-2:])
@@ -55,8 +47,8 @@ def convert_rois(source: Path, images: Path, out: Path, instances: bool) -> int:
             target = temporary / f"{image.name.split('.')[0]}.png"
             if target.exists():
                 raise UserError(f"{path}: another set is of the image '{image.name}' too; leave one out")
-            target.write_bytes(_png(mask))
-    return len(roi_files(source))
+            write_mask(target, mask)
+    return len(sets)
 
 
 def _by_stem(images: Path) -> dict[str, list[Path]]:
@@ -76,9 +68,3 @@ def _image_of(path: Path, known: dict[str, list[Path]], images: Path) -> Path:
         what = "has no image of that name" if not found else f"has {len(found)} images of that name"
         raise UserError(f"{path}: {images} {what}; give the ROI set the name of its image")
     return found[0]
-
-
-def _png(mask: npt.NDArray[Any]) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(mask.astype(np.uint8 if int(mask.max()) < 256 else np.uint16)).save(buffer, "PNG")
-    return buffer.getvalue()

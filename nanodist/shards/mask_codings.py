@@ -79,10 +79,10 @@ def convert_colours(
         others = sorted(found - {0})
         colours = {_text(0): 0, **{_text(code): n for n, code in enumerate(others, 1)}}
     legend = {"colours": colours}
-    with _new_folder(out) as temporary:
+    with new_mask_folder(out) as temporary:
         for path in paths:
             target = temporary / path.relative_to(folder).with_suffix(".png")
-            _write(target, _numbers(path, colours, nearest))
+            write_mask(target, _numbers(path, colours, nearest))
         atomic.write_json(temporary / LEGEND, legend)
     return legend
 
@@ -117,7 +117,7 @@ def _numbers(path: Path, colours: dict[str, int], nearest: bool) -> npt.NDArray[
         )
     apart = np.square(_rgb(values)[:, None] - _rgb(known)[None]).sum(2)
     table = np.asarray(list(colours.values()))[apart.argmin(1)]
-    return _small(table[inverse].reshape(codes.shape))
+    return np.asarray(table[inverse].reshape(codes.shape))
 
 
 def _rgb(codes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -150,7 +150,7 @@ def convert_coco(path: Path, out: Path, kind: Kind = "classes") -> dict[str, Any
         by_image[note["image_id"]].append(note)
     names = {c["name"]: classes[c["id"]] for c in data["categories"]}
     legend: dict[str, Any] = {"kind": kind, "classes": {"background": 0, **names}}
-    with _new_folder(out) as temporary:
+    with new_mask_folder(out) as temporary:
         for image in data["images"]:
             name = Path(image["file_name"])
             if name.is_absolute() or ".." in name.parts:
@@ -165,7 +165,7 @@ def convert_coco(path: Path, out: Path, kind: Kind = "classes") -> dict[str, Any
                     mask[inside] = classes[note["category_id"]]
                 elif not note.get("iscrowd"):
                     mask[inside] = objects
-            _write(temporary / name.with_suffix(".png"), _small(mask))
+            write_mask(temporary / name.with_suffix(".png"), mask)
         atomic.write_json(temporary / LEGEND, legend)
     return legend
 
@@ -214,22 +214,20 @@ def _inside(path: Path, note: dict[str, Any], height: int, width: int) -> npt.ND
     return np.asarray(inside)
 
 
-def _small(numbers: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    return numbers.astype(np.uint8 if numbers.max(initial=0) < 256 else np.uint16)
-
-
-def _new_folder(out: Path) -> Any:
+def new_mask_folder(out: Path) -> Any:
+    """A folder of masks that appears whole or not at all, as :func:`hpc.atomic.directory`; ``out`` is new or empty."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists already; choose another folder")
     return atomic.directory(out)
 
 
-def _write(target: Path, numbers: npt.NDArray[Any]) -> None:
+def write_mask(target: Path, numbers: npt.NDArray[Any]) -> None:
+    """A PNG of numbers (H, W), of 8 bits where they fit; refuses to write over another."""
     from PIL import Image
 
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists():
         raise UserError(f"two masks would be named {target.name}; give the images different names")
     buffer = io.BytesIO()
-    Image.fromarray(numbers).save(buffer, "PNG")
+    Image.fromarray(numbers.astype(np.uint8 if numbers.max(initial=0) < 256 else np.uint16)).save(buffer, "PNG")
     target.write_bytes(buffer.getvalue())
