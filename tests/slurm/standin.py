@@ -20,6 +20,8 @@ def main(behaviour: str) -> int:
     for number in (signal.SIGUSR2, signal.SIGTERM):
         signal.signal(number, lambda n, _: asked.append(signal.Signals(n).name))
     note = Path(os.environ.get("NANODIST_END_NOTE", "none"))
+    # As of nanodist: the job runs once all ranks heed signals, and no rank ends before all have saved.
+    _meet("ready", restarts, rank)
     if rank == 0:
         print(f"start {restarts} tasks={os.environ['SLURM_NTASKS']} arguments={sys.argv[1:]}", flush=True)
         print(f"note: {note.read_text().splitlines() if note.is_file() else None}", flush=True)
@@ -40,11 +42,22 @@ def main(behaviour: str) -> int:
         time.sleep(0.1)
         if asked and behaviour != "deaf":
             print(f"rank {rank} saves on {asked[0]}", flush=True)
+            _meet("saved", restarts, rank)
             time.sleep(0.3 + 0.3 * rank)  # ranks do not end together
             return 75
         if behaviour == "hog" and rank == 1:
             hoard.append(os.urandom(20_000_000))
     return 0
+
+
+def _meet(what: str, restarts: int, rank: int) -> None:
+    """Wait until every rank of this start is here, but no longer than 10 s: one may have been killed."""
+    folder = Path(f"standin-{os.environ['SLURM_JOB_ID']}-{restarts}-{what}")
+    folder.mkdir(exist_ok=True)
+    (folder / str(rank)).touch()
+    end = time.monotonic() + 10
+    while len(list(folder.iterdir())) < int(os.environ["SLURM_NTASKS"]) and time.monotonic() < end:
+        time.sleep(0.05)
 
 
 if __name__ == "__main__":
