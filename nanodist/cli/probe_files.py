@@ -1,4 +1,4 @@
-"""What ``nanodist probe`` leaves: scores.json, scores.csv, embedding.npz, and its table as text."""
+"""What ``nanodist probe`` leaves: scores.json, scores.csv, summary.csv, embedding.npz, and its table as text."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ NOTES = (
     "these labels are used at every budget beside the labels drawn.",
     "Intervals are bootstraps over test micrographs within classes (one draw for all splits, which test the same ones "
     "again), encoder seeds, label draws and splits that overlap. A class with one test micrograph adds no spread.",
+    "macro_f1, accuracy and calibration_error are means over splits, seeds and draws (folds are put together first), "
+    "on the same resamples; intervals of the calibration error are moved down by the excess that resampling adds.",
     "Feature means, variances and principal axes are those of all training images, labelled or not.",
     "parameter: C of the logistic regression (features scaled to a mean square length of 1), or k of the neighbours.",
 )
@@ -29,7 +31,7 @@ NOTES = (
 def write(
     args: argparse.Namespace, dataset: Dataset, plans: Sequence[Plan], protocol: Protocol, scored: Sequence[Scored]
 ) -> str:
-    """Write scores.json, scores.csv and embedding.npz; the table as text."""
+    """Write scores.json, scores.csv, summary.csv and embedding.npz; the table as text."""
     import numpy as np
 
     from nanodist.downstream import lu2022, scores
@@ -78,6 +80,7 @@ def write(
         **_thumbnails(dataset, test),
     )
     atomic.write_text(args.out / "scores.csv", scores.to_csv(rows))
+    atomic.write_text(args.out / "summary.csv", scores.summary_csv(summary))
     atomic.write_text(args.out / "scores.json", scores.to_json(document))
     return _text(document, summary, args)
 

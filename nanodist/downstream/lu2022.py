@@ -216,8 +216,9 @@ def _of_budget(
     weights, epochs = fit_heads(rows, targets.y, len(targets.classes), trains, watches, seeds)
     found = []
     for (plan, draw), head, epoch in zip(runs, weights, epochs, strict=True):
-        predicted = (rows[plan.split.test] @ head[:-1] + head[-1]).argmax(axis=1)
-        found.append((plan, Outcome("linear", draw, predicted, ("raw", float(epoch)))))
+        logits = rows[plan.split.test] @ head[:-1] + head[-1]
+        likely = _softmax(logits).max(axis=1).astype(np.float64)
+        found.append((plan, Outcome("linear", draw, logits.argmax(axis=1), ("raw", float(epoch)), None, likely)))
     return found
 
 

@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 I64 = npt.NDArray[np.int64]
 F64 = npt.NDArray[np.float64]
+CALIBRATION_BINS = 10
 
 
 def confusion_matrix(truth: I64, predicted: I64, classes: int) -> I64:
@@ -28,9 +29,15 @@ def balanced_accuracy(confusion: npt.NDArray[np.number]) -> float:
 
 def macro_f1(confusion: npt.NDArray[np.number]) -> float:
     """Mean F1 over the classes that occur in the truth or in the predictions (as in scikit-learn)."""
-    hits = np.diagonal(confusion)
-    either = confusion.sum(0) + confusion.sum(1)
-    return float((2.0 * hits[either > 0] / either[either > 0]).mean())
+    return float(f1_of_counts(np.diagonal(confusion), confusion.sum(0) + confusion.sum(1)))
+
+
+def f1_of_counts(hits: npt.NDArray[np.number], either: npt.NDArray[np.number]) -> F64:
+    """Macro F1 (...) from the right answers of each class (..., classes) and the samples that are of it plus those
+    said to be of it; classes with none of either are left out."""
+    there = either > 0
+    f1 = np.where(there, 2.0 * hits / np.where(there, either, 1), 0.0)
+    return np.asarray(f1.sum(-1) / np.maximum(there.sum(-1), 1), np.float64)
 
 
 def accuracy(confusion: npt.NDArray[np.number]) -> float:
@@ -38,18 +45,22 @@ def accuracy(confusion: npt.NDArray[np.number]) -> float:
     return float(np.trace(confusion) / confusion.sum())
 
 
-def calibration_error(probabilities: F64, truth: I64, bins: int = 10) -> float:
+def calibration_error(probabilities: F64, truth: I64, bins: int = CALIBRATION_BINS) -> float:
     """How far confidence is from being right, 0 to 1: the expected calibration error (Guo et al. 2017) over ``bins``
     equal steps of the largest of ``probabilities`` (n, classes)."""
     return error_of(calibration_gaps(probabilities.max(1), probabilities.argmax(1) == truth, bins))
 
 
-def calibration_gaps(confidence: F64, right: npt.NDArray[np.bool_], bins: int = 10) -> F64:
+def calibration_gaps(confidence: F64, right: npt.NDArray[np.bool_], bins: int = CALIBRATION_BINS) -> F64:
     """Confidence less being right (0 or 1) of each sample in the column of its bin, (n, bins)."""
-    which = np.minimum((confidence * bins).astype(np.int64), bins - 1)
     gaps = np.zeros((len(right), bins))
-    gaps[np.arange(len(right)), which] = confidence - right
+    gaps[np.arange(len(right)), calibration_bins(confidence, bins)] = confidence - right
     return gaps
+
+
+def calibration_bins(confidence: F64, bins: int = CALIBRATION_BINS) -> I64:
+    """Which of ``bins`` equal steps of [0, 1] each confidence (n,) is in."""
+    return np.minimum((confidence * bins).astype(np.int64), bins - 1)
 
 
 def error_of(gaps: F64) -> float:

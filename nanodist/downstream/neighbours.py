@@ -44,3 +44,13 @@ def knn_predict(similarity: F64, y: I64, classes: int, ks: Sequence[int]) -> I64
             if k == rank + 1:
                 out[place] = votes.argmax(axis=1)
     return out
+
+
+def knn_predict_surely(similarity: F64, y: I64, classes: int, k: int) -> tuple[I64, F64]:
+    """Classes (m,) as :func:`knn_predict` gives them at ``k``, and the share of the votes that each has (m,)."""
+    predicted = knn_predict(similarity, y, classes, [k])[0]
+    nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
+    weights = balanced_weights(y, classes)[nearest]
+    shares = (weights * (y[nearest] == predicted[:, None])).sum(axis=1) / weights.sum(axis=1)
+    # Rounded so that 3 of 5 votes are one confidence, whatever the order of the sum.
+    return predicted, np.round(shares, 9)

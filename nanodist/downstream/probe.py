@@ -25,7 +25,7 @@ import numpy.typing as npt
 from nanodist.downstream.labels import Budget, Targets, draw_order, first, hold_out, short_classes, without
 from nanodist.downstream.linear import SoftmaxRegression
 from nanodist.downstream.metrics import balanced_accuracy, confusion_matrix
-from nanodist.downstream.neighbours import knn_predict, unit_rows
+from nanodist.downstream.neighbours import knn_predict, knn_predict_surely, unit_rows
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
@@ -93,7 +93,7 @@ class Outcome:
         predicted: (m,) classes of ``split.test``, or ``None`` where the budget was left blank.
         setting: transform, and C or k.
         validation_score: mean balanced accuracy of the setting in the validation rounds.
-        confidence: (m,) probability of each predicted class, where the method has one.
+        confidence: (m,) probability of each predicted class; of neighbours the share of their votes.
     """
 
     method: str
@@ -204,7 +204,7 @@ class Prober:
         self._units = {name: unit_rows(rows) for name, rows in self._spaces.items()}
         # Budgets beyond what there is ask for the same labels again, and those are the dearest.
         self._chosen: dict[tuple[str, bytes], tuple[Setting, float | None]] = {}
-        self._predicted: dict[tuple[str, bytes, Setting], tuple[I64, F64 | None]] = {}
+        self._predicted: dict[tuple[str, bytes, Setting], tuple[I64, F64]] = {}
 
     def outcomes(self, methods: Sequence[str] = METHODS) -> Iterator[Outcome]:
         """Every method at every budget and draw."""
@@ -223,13 +223,16 @@ class Prober:
                 predicted, confidence = self._predicted[key]
                 yield Outcome(method, draw, predicted, setting, score, confidence)
 
-    def _answers(self, method: str, samples: I64, setting: Setting) -> tuple[I64, F64 | None]:
-        """Classes of the test samples, and how probable a linear probe finds them."""
+    def _answers(self, method: str, samples: I64, setting: Setting) -> tuple[I64, F64]:
+        """Classes of the test samples, and how probable each is."""
         test, (transform, parameter) = self._plan.split.test, setting
+        y, classes = self._targets.y[samples], len(self._targets.classes)
         if method != "linear":
-            return self._predict(method, samples, test, [setting])[0], None
-        rows, y = self._spaces[transform], self._targets.y[samples]
-        return SoftmaxRegression(rows[samples], y, len(self._targets.classes)).predict_surely(rows[test], parameter)
+            rows = self._units[transform]
+            k = min(int(parameter), len(samples))
+            return knn_predict_surely(rows[test] @ rows[samples].T, y, classes, k)
+        rows = self._spaces[transform]
+        return SoftmaxRegression(rows[samples], y, classes).predict_surely(rows[test], parameter)
 
     def choose(self, method: str, budget: Budget) -> tuple[Setting, float | None]:
         """The best setting for a budget on the validation micrographs, and its mean balanced accuracy there.

@@ -22,8 +22,11 @@ from nanodist.downstream.metrics import (
     macro_f1,
 )
 from nanodist.downstream.probe import Outcome, Plan, Protocol
+from nanodist.downstream.run_scores import RUN_SCORES, Answers, run_intervals
 
 Row = dict[str, Any]
+# Of the balanced accuracy: names in the summary, and in a table by themselves.
+_BALANCED = {"mean": "balanced_accuracy", "low": "balanced_accuracy_low", "high": "balanced_accuracy_high"}
 Curve = tuple[str, str, Budget]  # encoder, method, labels per class
 
 
@@ -128,19 +131,20 @@ def tallies(scored: Sequence[Scored], targets: Targets) -> dict[Curve, Tally]:
     return {key: _tally(rows, targets) for key, rows in grouped.items()}
 
 
+def _places(rows: Sequence[Scored]) -> list[tuple[int, int, int]]:
+    """Of each row the places of its split, encoder seed and label draw among those of all rows."""
+    found = [(r.plan.split.seed, r.source.seed, r.outcome.draw.seed) for r in rows]
+    axes = [sorted(set(axis)) for axis in zip(*found, strict=True)]
+    return [(axes[0].index(split), axes[1].index(seed), axes[2].index(draw)) for split, seed, draw in found]
+
+
 def _tally(rows: Sequence[Scored], targets: Targets) -> Tally:
-    axes: list[list[int]] = [
-        sorted({r.plan.split.seed for r in rows}),
-        sorted({r.source.seed for r in rows}),
-        sorted({r.outcome.draw.seed for r in rows}),
-    ]
+    places = _places(rows)
+    sizes = [1 + max(axis) for axis in zip(*places, strict=True)]
     shape = (len(targets.group_names), len(targets.classes))
-    hits = np.zeros((len(axes[0]), len(axes[1]), len(axes[2]), *shape))
-    totals = np.zeros((len(axes[0]), *shape))
-    for r in rows:
-        at = tuple(
-            axis.index(v) for axis, v in zip(axes, (r.plan.split.seed, r.source.seed, r.outcome.draw.seed), strict=True)
-        )
+    hits = np.zeros((*sizes, *shape))
+    totals = np.zeros((sizes[0], *shape))
+    for r, at in zip(rows, places, strict=True):
         test = r.plan.split.test
         cells = (targets.groups[test], targets.y[test])
         np.add.at(hits[at], cells, r.outcome.predicted == targets.y[test])
@@ -149,13 +153,23 @@ def _tally(rows: Sequence[Scored], targets: Targets) -> Tally:
     return Tally(hits, totals)
 
 
+def _answers(rows: Sequence[Scored], targets: Targets) -> list[Answers]:
+    """What the rows say, which all have predictions."""
+    found = []
+    for r, at in zip(rows, _places(rows), strict=True):
+        predicted, confidence, test = r.outcome.predicted, r.outcome.confidence, r.plan.split.test
+        assert predicted is not None and confidence is not None
+        found.append(Answers(at, targets.groups[test], targets.y[test], predicted, confidence))
+    return found
+
+
 class Comparison:
     """Intervals of all curves and of their differences, on shared resamples."""
 
     def __init__(
         self, scored: Sequence[Scored], targets: Targets, protocol: Protocol, resamples: int, level: float
     ) -> None:
-        self._scored, self._level = scored, level
+        self._scored, self._level, self._targets = scored, level, targets
         self._tallies, self._classes = tallies(scored, targets), targets.classes
         self._resamples: dict[bytes, Resamples] = {}
         self._count, self._seed = resamples, protocol.seed
@@ -168,7 +182,10 @@ class Comparison:
         return self._resamples[key]
 
     def summary(self) -> list[Row]:
-        """One row per encoder, method and budget: mean, interval, and what it is made of."""
+        """One row per encoder, method and budget: scores, intervals, and what they are made of.
+
+        ``mean``, ``low`` and ``high`` are of the balanced accuracy; ``macro_f1``, ``macro_f1_low`` and so on of others.
+        """
         grouped: dict[Curve, list[Scored]] = {}
         for one in self._scored:
             key = (one.source.name, one.outcome.method, one.outcome.draw.budget)
@@ -182,6 +199,7 @@ class Comparison:
             **dict(zip(("encoder", "method", "labels_per_class"), key, strict=True)),
             "kind": rows[0].source.kind,
             **_bounds(None),
+            **{name + end: None for name in RUN_SCORES for end in ("", "_low", "_high")},
             "n": sum(r.outcome.predicted is not None for r in rows),
             "encoder_seeds": len({r.source.seed for r in rows}),
             "transductive": True if True in flags else None if None in flags else False,
@@ -194,6 +212,9 @@ class Comparison:
             names = zip(self._classes, per_class.tolist(), strict=True)
             row["test_micrographs_per_class"] = {name: count for name, count in names if count}
             row.update(_bounds(interval(tally, self._shared(tally), key[0], self._level)))
+            answered = _answers([r for r in rows if r.outcome.predicted is not None], self._targets)
+            found = run_intervals(tally, answered, self._shared(tally), key[0], self._level)
+            row.update(item for name, one in found.items() for item in _bounds(one, name, f"{name}_").items())
         return row
 
     def differences(self) -> list[Row]:
@@ -227,10 +248,10 @@ def sizes(summary: Sequence[Row]) -> list[str]:
     return lines
 
 
-def _bounds(found: Interval | None) -> Row:
-    if found is None:
-        return {"mean": None, "low": None, "high": None}
-    return {"mean": round(found.mean, 6), "low": round(found.low, 6), "high": round(found.high, 6)}
+def _bounds(found: Interval | None, mean: str = "mean", prefix: str = "") -> Row:
+    names = (mean, f"{prefix}low", f"{prefix}high")
+    values = (None,) * 3 if found is None else (found.mean, found.low, found.high)
+    return {name: None if value is None else round(value, 6) for name, value in zip(names, values, strict=True)}
 
 
 def confusions(scored: Sequence[Scored], targets: Targets) -> list[Row]:
@@ -288,6 +309,19 @@ def to_json(scores: dict[str, Any]) -> str:
 def to_csv(rows: Sequence[Row]) -> str:
     """The tidy rows as CSV; blank cells for ``None``."""
     return csv_of(rows, list(rows[0]))
+
+
+def summary_csv(summary: Sequence[Row]) -> str:
+    """Every score of the summary with its interval as CSV, a row an encoder, method and budget."""
+    rows = [
+        {
+            **{name: value for name, value in row.items() if name not in _BALANCED and not isinstance(value, dict)},
+            **{title: row[name] for name, title in _BALANCED.items()},
+        }
+        for row in summary
+    ]
+    columns = dict.fromkeys(name for row in rows for name in row)
+    return csv_of([{name: row.get(name) for name in columns} for row in rows], list(columns))
 
 
 def table(summary: Sequence[Row]) -> str:

@@ -39,7 +39,8 @@ def scores(probes: Sequence[Probe], found: Sequence[Curve]) -> str:
         return section("scores", "Accuracy of the frozen features", missing("The probe's scores.json has no summary."))
     gains = "".join(_differences(probe) + _folds(probe) for probe in probes)
     remarks = "".join(_remarks(probe) for probe in probes)
-    return section("scores", "Accuracy of the frozen features", _cards(found) + _score_table(found) + gains + remarks)
+    tables = _score_table(found) + _other_scores(found)
+    return section("scores", "Accuracy of the frozen features", _cards(found) + tables + gains + remarks)
 
 
 def efficiency(probes: Sequence[Probe], found: Sequence[Curve]) -> str:
@@ -152,6 +153,31 @@ def _score_table(found: Sequence[Curve]) -> str:
         "A dash: a class has fewer labels than the budget."
     )
     return table(["encoder", "method", *map(str, order)], rows, caption, label_columns=2)
+
+
+def _other_scores(found: Sequence[Curve]) -> str:
+    """Macro F1, accuracy and calibration error with intervals, folded; empty for probes of before they had any."""
+    rows = []
+    for curve in sorted(found, key=lambda c: (*curves.method_order(c.method), c.baseline, c.order)):
+        for budget in curves.ordered(set(curve.points)):
+            row = curve.points[budget]
+            cells = [_with_interval(row, name) for name in ("macro_f1", "accuracy", "calibration_error")]
+            if any(cells):
+                rows.append(
+                    (curve.name, curves.method_name(curve.method), str(budget), *(c or "\u2013" for c in cells))
+                )
+    if not rows:
+        return ""
+    head = ["encoder", "method", "labels per class", "macro F1", "accuracy", "calibration error"]
+    return details("Macro F1, accuracy and calibration error", table(head, rows, label_columns=3))
+
+
+def _with_interval(row: dict[str, Any], name: str) -> Markup | None:
+    value, low, high = (row.get(name + end) for end in ("", "_low", "_high"))
+    if value is None:
+        return None
+    bounds = _interval({"low": low, "high": high})
+    return Markup(f'{value:.3f}<span class="interval">{escaped(bounds)}</span>')
 
 
 def _differences(probe: Probe) -> str:

@@ -28,6 +28,8 @@ def score(name: str, flaws: tuple[str, ...]) -> float:
     plans = [plan_split(targets, split_within(targets, 0.25, 0, number), protocol) for number in range(6)]
     if name == "lu2022":
         found = lu2022.outcomes(rows, targets, plans, protocol)
+        sure = np.concatenate([one.confidence for _, one in found if one.confidence is not None])
+        assert len(sure) == 6 * 16 and (sure > 0.5).all() and (sure <= 1.0).all() and sure.std() > 0.01
     else:
         found = [(plan, one) for plan in plans for one in Prober(rows, targets, plan, protocol).outcomes(["linear"])]
     return float(np.mean([(one.predicted == targets.y[plan.split.test]).mean() for plan, one in found]))

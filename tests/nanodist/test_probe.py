@@ -107,6 +107,14 @@ def test_scores_are_complete_tidy_and_free_the_second_time(
     assert by_name["texture", "linear", "all"]["mean"] > 0.9
     mean = np.mean([r["balanced_accuracy"] for r in scores["rows"] if _curve(r) == ("texture", "linear", 2)])
     assert by_name["texture", "linear", 2]["mean"] == pytest.approx(mean, abs=1e-5)
+    for curve in (("random", "linear", 2), ("random", "knn", 1)):
+        for name in ("macro_f1", "accuracy", "calibration_error"):
+            mean = np.mean([r[name] for r in scores["rows"] if _curve(r) == curve])
+            assert by_name[curve][name] == pytest.approx(mean, abs=1e-5)
+            assert by_name[curve][f"{name}_low"] - 1e-6 <= mean <= by_name[curve][f"{name}_high"] + 1e-6
+    with open(out / "summary.csv", newline="") as file:
+        summed = list(csv.DictReader(file))
+    assert len(summed) == len(by_name) and {"balanced_accuracy_low", "macro_f1_high"} <= set(summed[0])
     pairs = {
         (d["encoder"], d["baseline"], d["method"], d["labels_per_class"]): d["mean"] for d in scores["differences"]
     }

@@ -3,7 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nanodist.downstream.bootstrap import Resamples, Tally, interval, paired_interval, point
+from nanodist.downstream.bootstrap import Resamples, Tally, interval, paired_interval, point, without_excess
+from nanodist.downstream.metrics import calibration_gaps, confusion_matrix, error_of, macro_f1
+from nanodist.downstream.run_scores import Answers, run_intervals
 
 
 def tally_of(groups: int, crops: int, rate: np.ndarray, seed: int = 0, draws: int = 1) -> Tally:
@@ -92,3 +94,53 @@ def test_a_resample_without_a_class_in_one_split_uses_the_other_splits() -> None
     tally = Tally(hits, totals)
     found = interval(tally, Resamples(totals, 1, 200), "x")
     assert (found.low, found.high) == pytest.approx((0.5, 0.5))
+
+
+def answers(folds: bool) -> tuple[Tally, list[Answers]]:
+    """2 splits x 2 encoder seeds x 2 draws of 24 samples in 8 micrographs of 3 classes, answered at random."""
+    generator = np.random.default_rng(5)
+    groups, sides = np.repeat(np.arange(8), 3), [range(4), range(4, 8)] if folds else [range(6), range(2, 8)]
+    truth = groups % 3
+    tally, runs = Tally(np.zeros((2, 2, 2, 8, 3)), np.zeros((2, 8, 3))), []
+    for s, e, d in np.ndindex(2, 2, 2):
+        test = np.flatnonzero(np.isin(groups, sides[s]))
+        predicted = np.where(generator.random(len(test)) < 0.5, truth[test], generator.integers(0, 3, len(test)))
+        confidence = generator.uniform(0.34, 1.0, len(test))
+        runs.append(Answers((s, e, d), groups[test], truth[test], predicted, confidence))
+        np.add.at(tally.hits[s, e, d], (groups[test], truth[test]), predicted == truth[test])
+        tally.totals[s] = np.bincount(groups[test] * 3 + truth[test], minlength=24).reshape(8, 3)
+    return tally, runs
+
+
+def scored_by_hand(run: Answers, times: np.ndarray) -> tuple[float, float, float]:
+    """Macro F1, accuracy and calibration error of the samples of a run, each micrograph as often as ``times`` says."""
+    again = np.repeat(np.arange(len(run.truth)), times[run.groups].astype(int))
+    truth, predicted = run.truth[again], run.predicted[again]
+    gaps = calibration_gaps(run.confidence[again], truth == predicted)
+    return macro_f1(confusion_matrix(truth, predicted, 3)), float((truth == predicted).mean()), error_of(gaps)
+
+
+@pytest.mark.parametrize("folds", [False, True])
+def test_every_score_has_the_interval_of_samples_that_are_really_drawn_again(folds: bool) -> None:
+    tally, runs = answers(folds)
+    shared = Resamples(tally.totals, 2, 120)
+    assert shared.folds is folds
+    seeds = shared.encoders("x", 2)
+    if folds:  # both together are one test of all micrographs
+        pairs = [(a, b) for a in runs for b in runs if a.at[0] < b.at[0] and a.at[1:] == b.at[1:]]
+        names = ("groups", "truth", "predicted", "confidence")
+        runs_of = [Answers(a.at, *(np.append(getattr(a, n), getattr(b, n)) for n in names)) for a, b in pairs]
+    else:
+        runs_of = runs
+    drawn = np.zeros((3, 120))
+    for b in range(120):
+        splits = np.ones(2) if folds else shared.splits[b] / 2
+        weights = [splits[r.at[0]] * seeds[b, r.at[1]] * shared.draws[b, r.at[2]] for r in runs_of]
+        drawn[:, b] = np.transpose([scored_by_hand(r, shared.groups[b]) for r in runs_of]) @ weights
+    points = np.mean([scored_by_hand(r, np.ones(8)) for r in runs_of], axis=0)
+    drawn[2] = without_excess(points[2], drawn[2])
+    assert abs(drawn[2].mean() - points[2]) < 0.02
+    found = run_intervals(tally, runs, shared, "x")
+    for each, point_, values in zip(found.values(), points, drawn, strict=True):
+        assert (each.mean, each.low, each.high) == pytest.approx((point_, *np.quantile(values, [0.025, 0.975])))
+    assert [*found] == ["macro_f1", "accuracy", "calibration_error"]

@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
 from nanodist.downstream.linear import SoftmaxRegression, balanced_weights
-from nanodist.downstream.neighbours import knn_predict, unit_rows
+from nanodist.downstream.neighbours import knn_predict, knn_predict_surely, unit_rows
 from nanodist.downstream.probe import feature_spaces
 
 
@@ -73,11 +73,16 @@ def test_knn_equals_scikit_learn_where_there_is_no_tie() -> None:
     for row, k in zip(found, ks, strict=True):
         reference = KNeighborsClassifier(k, metric="cosine", algorithm="brute").fit(x, y)
         np.testing.assert_array_equal(row, reference.predict(asked))
+        answers, confidence = knn_predict_surely(unit_rows(asked) @ unit_rows(x).T, y, 2, k)
+        np.testing.assert_array_equal(answers, row)
+        np.testing.assert_allclose(confidence, reference.predict_proba(asked).max(1))
 
 
 def test_knn_votes_weigh_against_large_classes_and_ties_go_to_the_nearer() -> None:
     similarity = np.array([[0.9, 0.8, 0.7, 0.6]])
     assert knn_predict(similarity, np.array([1, 0, 0, 0]), 2, [4])[0, 0] == 1
+    # Of three votes of 2/3 of one class and one of 2 of the other, shares are a half.
+    assert knn_predict_surely(similarity, np.array([1, 0, 0, 0]), 2, 4)[1].tolist() == [0.5]
     assert knn_predict(similarity, np.array([1, 0, 0, 1]), 2, [2])[0, 0] == 1
     assert knn_predict(similarity[:, ::-1], np.array([1, 0, 0, 1]), 2, [4])[0, 0] in (0, 1)
 

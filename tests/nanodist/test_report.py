@@ -204,9 +204,12 @@ def test_baselines_that_differ_between_probes_are_told_apart(tmp_path):
     for row in data["summary"]:
         if row["encoder"] == "random":
             row["mean"] += 0.01
+            row |= {"macro_f1": 0.611, "macro_f1_low": 0.55, "macro_f1_high": 0.67}
     (runs[1] / "probe" / "scores.json").write_text(json.dumps(data))
     text = write_report(runs, tmp_path / "r.html").read_text()
     assert "random (a)" in text and "random (b)" in text and "texture (a)" not in text
+    rest = section(text, "scores").partition("Macro F1, accuracy and calibration error")[2]
+    assert "0.611" in rest and "0.55 to 0.67" in rest and "random (b)" in rest and "random (a)" not in rest
 
 
 def test_losses_of_different_objectives_get_axes_of_their_own(tmp_path):

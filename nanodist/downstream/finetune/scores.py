@@ -11,7 +11,7 @@ import numpy.typing as npt
 from hpc import atomic
 from hpc.tables import csv_text
 from nanodist.downstream import metrics
-from nanodist.downstream.bootstrap import Resamples, Tally, interval
+from nanodist.downstream.bootstrap import Resamples, Tally, interval, without_excess
 from nanodist.downstream.finetune.data import Labels
 from nanodist.downstream.finetune.recipe import FinetuneRecipe
 
@@ -116,11 +116,10 @@ def _bounds(probabilities: F64, y: I64, weights: F64) -> dict[str, float]:
     kinds = np.eye(probabilities.shape[1])
     either = weights @ (kinds[y] + kinds[predicted])
     hits = weights @ (kinds[y] * kinds[predicted])
-    f1 = np.where(either > 0, 2 * hits / np.where(either > 0, either, 1.0), 0.0).sum(1) / (either > 0).sum(1)
     drawn = {
-        "macro_f1": f1,
+        "macro_f1": metrics.f1_of_counts(hits, either),
         "accuracy": hits.sum(1) / everything,
-        "calibration_error": np.abs(weights @ gaps).sum(1) / everything,
+        "calibration_error": without_excess(metrics.error_of(gaps), np.abs(weights @ gaps).sum(1) / everything),
         "log_loss": weights @ _losses(probabilities, y) / everything,
     }
     bounds: dict[str, float] = {}
