@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from hpc.devices import plain_float32
 from hpc.environment import threads_of_rank
 from hpc.errors import UserError
 from hpc.optimizers.partitions import segments
@@ -64,10 +65,23 @@ def start(config: EngineConfig, topology: Topology) -> torch.device:
     os.environ["DS_ACCELERATOR"] = device.type
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        _as_the_recipe_says(config)
     topology.export()
     init_process_group(topology, device.type, config.timeout_s)
     _forget_former_groups()
     return device
+
+
+def _as_the_recipe_says(config: EngineConfig) -> None:
+    """Keep a GPU from choosing its own arithmetic.
+
+    Deterministic kernels make a start and a restart on the same GPUs equal bit for bit, where cuDNN has them.
+    """
+    plain_float32()
+    torch.backends.cudnn.deterministic = config.deterministic
+    torch.backends.cudnn.benchmark = not config.deterministic
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what cuBLAS wants for equal results
 
 
 @contextlib.contextmanager

@@ -43,6 +43,7 @@ class EngineConfig:
         0, "0 replicates; 1 shards optimizer states; 2 shards gradients too; 3 weights too (no BatchNorm, LARS, LAMB)."
     )
     device: Literal["auto", "cpu", "cuda"] = option("auto", "auto takes the GPU of the local rank where there is one.")
+    deterministic: bool = option(True, "On GPUs: only cuDNN kernels that give the same bits again; false: the fastest.")
     threads: int = option(0, "CPU threads a rank; 0 shares the cores of the node among its ranks.", low=0)
     timeout_s: int = option(1800, "A collective that waits longer than this ends the run.", low=1)
     surplus_ranks: Literal["refuse", "idle"] = option(

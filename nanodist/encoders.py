@@ -167,6 +167,12 @@ class Encoder:
         self.trunk = trunk.float().eval().requires_grad_(False)
         self.head: nn.Module = nn.Identity()
 
+    def to(self, device: torch.device) -> Encoder:
+        """This encoder, moved there."""
+        self.trunk.to(device)
+        self.head.to(device)
+        return self
+
     @torch.inference_mode()
     def embed_batch(self, images: Tensor) -> Tensor:
         """Embeddings (n, d) of ``images`` (n, 1, H, W) in [0, 1], on the trunk's device."""

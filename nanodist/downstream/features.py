@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
-Kind = Literal["pretrained", "random", "texture"]
+Kind = Literal["pretrained", "random", "texture", "scratch", "finetuned"]
 COMPLETE_GROUPS = 20000  # a checkpoint lists up to this many of the micrographs that it was trained on
 
 
@@ -134,10 +134,12 @@ def encoder_features(dataset: Dataset, encoder: Encoder, cache: Path, batch_size
 
 
 def _embedding(encoder: Encoder, batch_size: int) -> Callable[[Part], F32]:
+    from hpc.devices import inference_device
+
     def embed(part: Part) -> F32:
         bar = Progress(len(part.indices), f"embedding ({encoder.name})", "images")
         try:
-            return encoder.embed(part.images(), batch_size, bar.update)
+            return encoder.to(inference_device()).embed(part.images(), batch_size, bar.update)
         finally:
             bar.close()
 

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hpc import atomic
+from hpc.devices import inference_device
 from hpc.tables import csv_text
 from nanodist.downstream.features import store_features
 from nanodist.downstream.finetune.predict import grey, read_each, whole_tiles
@@ -47,6 +48,7 @@ def find_similar(
     """
     problems: dict[str, str] = {}
     tile_px = max(store.tile_sizes)
+    encoder.to(inference_device())
 
     def embedded(file: Path, page: int, micrograph: Any) -> tuple[str, int, npt.NDArray[np.float64], Any]:
         pixels = grey(file, micrograph, LEAST_PX)

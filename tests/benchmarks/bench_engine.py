@@ -38,7 +38,7 @@ def _loss(embeddings: Tensor, samples: int) -> Tensor:
 
 
 def _ddp(args: argparse.Namespace, world_size: int, images: Tensor) -> Callable[[], None]:
-    module = nn.parallel.DistributedDataParallel(_model(args.model))
+    module = nn.parallel.DistributedDataParallel(_model(args.model).to(args.device))
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4, weight_decay=0.05, fused=True)
 
     def step() -> None:
@@ -59,11 +59,13 @@ def _engine(args: argparse.Namespace, world_size: int, rank: int, images: Tensor
     from hpc.topology import Topology
 
     module = _model(args.model)
-    optimizer = build_optimizer(module, OptimizerConfig(name="adamw", weight_decay=0.05), 1e-4)
     topology = Topology(rank, world_size, rank, world_size, 0, 1, "localhost", "bench", "127.0.0.1", 1)
     topology.export()
-    config = EngineConfig(zero_stage=stage, device="cpu")  # type: ignore[arg-type]
-    engine = Engine(module, optimizer, config, topology, torch.device("cpu"), len(images) * world_size)
+    config = EngineConfig(zero_stage=stage, device=args.device)  # type: ignore[arg-type]
+    device = torch.device(args.device, rank) if args.device == "cuda" else torch.device("cpu")
+    module = module.to(device)
+    optimizer = build_optimizer(module, OptimizerConfig(name="adamw", weight_decay=0.05), 1e-4)
+    engine = Engine(module, optimizer, config, topology, device, len(images) * world_size)
 
     def step() -> None:
         engine.backward(_loss(engine.forward(images), len(images) * world_size))
@@ -76,9 +78,15 @@ def _engine(args: argparse.Namespace, world_size: int, rank: int, images: Tensor
 
 def _rank(rank: int, world_size: int, args: argparse.Namespace, folder: str) -> None:
     torch.set_num_threads(args.threads)
-    os.environ["DS_ACCELERATOR"] = "cpu"
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size)
+    os.environ["DS_ACCELERATOR"] = args.device
+    on_gpu = args.device == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(rank)
+    dist.init_process_group(
+        "nccl" if on_gpu else "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size
+    )
     images = torch.randn(args.batch, 1, args.size, args.size, generator=torch.Generator().manual_seed(rank))
+    images = images.to(args.device)
     steps = {"ddp": _ddp(args, world_size, images)}
     for stage in args.stages:
         steps[f"zero{stage}"] = _engine(args, world_size, rank, images, stage)
@@ -87,8 +95,12 @@ def _rank(rank: int, world_size: int, args: argparse.Namespace, folder: str) -> 
     for number in range(args.warmup + args.repeats):
         for name in order:
             dist.barrier()
+            if on_gpu:
+                torch.cuda.synchronize()
             start = time.perf_counter()
             steps[name]()
+            if on_gpu:
+                torch.cuda.synchronize()
             dist.barrier()
             if number >= args.warmup:
                 taken[name].append(time.perf_counter() - start)
@@ -116,6 +128,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads a rank.")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2], help="Numbers of ranks.")
     parser.add_argument("--stages", type=int, nargs="+", default=[0, 1, 2], help="ZeRO stages.")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="A GPU a rank, or threads.")
     parser.add_argument("--norm", action="store_true", help="All variants take the global gradient norm as well.")
     args = parser.parse_args()
     result: dict[str, object] = {}

@@ -246,7 +246,10 @@ def memory(count: int) -> dict[str, Any]:
 
 
 def on_gpu(count: int, repeats: int) -> dict[str, Any]:
-    """The device's way against torchvision's v2 (which draws once a batch), images per second."""
+    """The device's way against the classes of kornia and of torchvision's v2, each with its own draws: views a second.
+
+    kornia draws once a sample, as nanodist does, v2 once a batch. None adds noise.
+    """
     config = build(ViewsConfig, {**RECIPE, "noise_probability": 0.0})
     tiles, keys = tiles_of(count).cuda(), [f"sample-{i}" for i in range(count)]
 
@@ -255,30 +258,51 @@ def on_gpu(count: int, repeats: int) -> dict[str, Any]:
         torch.cuda.synchronize()
 
     functions: dict[str, Callable[[], Any]] = {"nanodist": ours}
+    peers = {"kornia": _kornia_on_gpu()}
     try:
-        from torchvision.transforms import v2
+        peers["torchvision"] = _torchvision_on_gpu()
     except ImportError:
-        print("torchvision is not installed: the GPU's views are timed alone")
-    else:
-        sequence = v2.Compose(
-            [
-                v2.RandomRotation(180, interpolation=v2.InterpolationMode.BILINEAR),
-                v2.RandomResizedCrop(SIZE, scale=(0.3, 0.5), ratio=(1.0, 1.0), antialias=False),
-                v2.RandomHorizontalFlip(),
-                v2.ColorJitter(brightness=0.2, contrast=0.4),
-                v2.GaussianBlur(11, (0.3, 1.5)),
-            ]
-        )
+        print("torchvision is not installed: its views are not timed")
+    for name, sequence in peers.items():
 
-        def peer() -> None:
+        def peer(sequence: Callable[[Tensor], Tensor] = sequence) -> None:
             grey = tiles.float().div_(255).unsqueeze(1)
             for _ in range(2):
                 sequence(grey)
             torch.cuda.synchronize()
 
-        functions["torchvision"] = peer
+        functions[name] = peer
     seconds = interleaved(functions, repeats, time.perf_counter)
-    return {f"gpu_{way}_views_per_s": round(2 * count / taken) for way, taken in seconds.items()}
+    row = {f"gpu_{way}_views_per_s": round(2 * count / taken) for way, taken in seconds.items()}
+    return {**row, **{f"gpu_ratio_{way}": round(seconds[way] / seconds["nanodist"], 2) for way in peers}}
+
+
+def _torchvision_on_gpu() -> Callable[[Tensor], Tensor]:
+    from torchvision.transforms import v2
+
+    steps = [
+        v2.RandomRotation(180, interpolation=v2.InterpolationMode.BILINEAR),
+        v2.RandomResizedCrop(SIZE, scale=(0.3, 0.5), ratio=(1.0, 1.0), antialias=False),
+        v2.RandomHorizontalFlip(),
+        v2.ColorJitter(brightness=0.2, contrast=0.4),
+        v2.GaussianBlur(11, (0.3, 1.5)),
+    ]
+    return v2.Compose(steps)  # type: ignore[no-any-return]
+
+
+def _kornia_on_gpu() -> Callable[[Tensor], Tensor]:
+    import kornia.augmentation as K
+
+    return K.AugmentationSequential(  # type: ignore[no-any-return]
+        K.RandomRotation(180.0),
+        K.RandomResizedCrop((SIZE, SIZE), scale=(0.3, 0.5), ratio=(1.0, 1.0), cropping_mode="resample"),
+        K.RandomHorizontalFlip(),
+        K.RandomContrast((0.6, 1.4)),
+        K.RandomBrightness((0.8, 1.2)),
+        K.RandomGamma((0.6, 1.6)),
+        K.RandomGaussianBlur((11, 11), (0.3, 1.5), p=0.5),
+        data_keys=["input"],
+    )
 
 
 def main() -> None:
@@ -286,11 +310,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="Fewer tiles and repeats.")
     parser.add_argument("--peak", choices=["nanodist", "kornia"], help="Only measure the memory of one way.")
-    parser.add_argument("--count", type=int, default=256, help="Tiles for --peak.")
+    parser.add_argument("--count", type=int, default=256, help="Tiles for --peak and --gpu.")
+    parser.add_argument("--gpu", action="store_true", help="Only time the GPU's way.")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.peak:
         peak(options.peak, options.count)
+        return
+    if options.gpu:
+        print(json.dumps(on_gpu(options.count, 15)))
         return
     count, repeats = (8, 5) if options.quick else (32, 9)
     settings: dict[str, dict[str, Any]] = {

@@ -4,10 +4,11 @@ A reference on one rank trains 21 steps at the recipe's full learning rate with 
 steps 0, 5, 10 and 20. From each of these states, one step is taken again on 1, 2, 3 and 4 ranks, in 1 and 4
 micro-batches, at ZeRO 0, 1 and 2, with 0 and 2 loader workers; sample ids, views, loss, gradient and parameter update
 are compared with the reference's own step. BatchNorm goes over the whole batch of 48 where there is one micro-batch,
-and over groups of 12 where there are four, so that groups span ranks either way; each has a reference of its own.
-Two sabotages, a swapped sample and BatchNorm per rank, have to be seen by the same comparison. Then whole curves: in
-fp64 they agree; in fp32, where training amplifies rounding, they stay within three times of what merely permuting the
-samples inside the BatchNorm groups does on one rank.
+and over groups of 12 where there are four, so that groups span ranks either way; each has a reference of its own. With
+``--device cuda`` the reference stays on the CPU and the rest runs on GPUs, one a rank. Two sabotages, a swapped sample
+and BatchNorm per rank, have to be seen by the same comparison. Then whole curves: in fp64 they agree; in fp32, where
+training amplifies rounding, they stay within three times of what merely permuting the samples inside the BatchNorm
+groups does on one rank.
 """
 
 from __future__ import annotations
@@ -116,12 +117,19 @@ def holds(row: dict[str, object]) -> bool:
     return bool(row["same_samples"]) and all(float(str(row[name])) <= limit for name, limit in LIMITS.items())
 
 
-def prepare(folder: Path, channels: tuple[int, ...] | None = None) -> None:
-    """The store and the recipe of all runs below ``folder``; ``channels`` of the trunk's stages, or its own."""
+def prepare(folder: Path, channels: tuple[int, ...] | None = None, device: str = "cpu") -> None:
+    """The store and the recipe of all runs below ``folder``.
+
+    Args:
+        folder: where.
+        channels: of the trunk's stages, or its own.
+        device: of all runs but the reference.
+    """
     if not (folder / "store").exists():
         make_store(folder)
     trunk = {"trunk_options": {"channels": list(channels)}} if channels else {}
-    (folder / "recipe.json").write_text(json.dumps({**RECIPE, "encoder": {**RECIPE["encoder"], **trunk}}))
+    changed = {"encoder": {**RECIPE["encoder"], **trunk}, "engine": {**RECIPE["engine"], "device": device}}
+    (folder / "recipe.json").write_text(json.dumps({**RECIPE, **changed}))
 
 
 def check(
@@ -132,9 +140,10 @@ def check(
     micro_batches: tuple[int, ...] = MICRO_BATCHES,
     at_one_stage: tuple[str, ...] = (),
     channels: tuple[int, ...] | None = None,
+    device: str = "cpu",
 ) -> list[dict]:
     """Compare single steps below ``folder``; one row a comparison. Objectives ``at_one_stage`` take ZeRO 1 alone."""
-    prepare(folder, channels)
+    prepare(folder, channels, device)
     groups = [GROUPS[micro] for micro in micro_batches]
     lacking = [o for o in objectives if not all((folder / o / f"groups-{g}" / "losses.json").exists() for g in groups)]
     if lacking:
@@ -228,6 +237,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--objectives", default=",".join(OBJECTIVES), help="Some of: " + ", ".join(OBJECTIVES))
     parser.add_argument("--worlds", default=",".join(map(str, WORLDS)), help="Numbers of ranks; curves need 1, too")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="Of all but the single steps' reference"
+    )
     parser.add_argument("--only", choices=("steps", "curves"), help="One of the two parts")
     options = parser.parse_args()
     objectives, worlds = tuple(options.objectives.split(",")), tuple(map(int, options.worlds.split(",")))
@@ -237,10 +249,10 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if options.only != "curves":
-            rows = check(folder, objectives, worlds)
+            rows = check(folder, objectives, worlds, device=options.device)
             bad += _print_steps(rows)
         if options.only != "steps":
-            prepare(folder)
+            prepare(folder, device=options.device)
             drawn = curves(folder, objectives, tuple(sorted({1, *worlds})))
             bad += _print_curves(drawn)
     print(json.dumps({"steps": len(rows), "curves": 2 * len(drawn), "broken": bad}))

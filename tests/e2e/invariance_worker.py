@@ -41,11 +41,12 @@ class Bench:
         workers: int = 0,
         precision: str = "fp32",
         group_size: int | None = None,
+        device: str | None = None,
     ) -> None:
         values = json.loads((folder / "recipe.json").read_text())
         values["objective"] = {"name": objective}
         values["optimizer"]["lr"] = RATES[objective]
-        values["engine"]["zero_stage"] = stage
+        values["engine"] |= {"zero_stage": stage, "device": device or values["engine"]["device"]}
         values["data"] = {"workers": workers}
         self.group_size = group_size or GROUPS[micro_batches]
         values["train"] |= {"precision": precision, "bn_group_size": self.group_size}
@@ -105,13 +106,13 @@ class Bench:
         """One step whose samples, views, loss, gradient and update are written to ``folder``."""
         folder.mkdir(parents=True, exist_ok=True)
         batch = self.batch(step)
-        np.save(folder / f"views-{self.rank}.npy", self.task.views(batch).numpy())
+        np.save(folder / f"views-{self.rank}.npy", self.task.views(batch).cpu().numpy())
         record = {"places": self.places.tolist(), "keys": batch.keys}
         (folder / f"samples-{self.rank}.json").write_text(json.dumps(record))
-        before = {name: t.clone() for name, t in gather(self.engine)["model"].items()}
+        before = {name: t.cpu().clone() for name, t in gather(self.engine)["model"].items()}
         gradients: dict[str, torch.Tensor] = {}
         loss = self._step_and_keep_gradients(batch, self.plan.learning_rate(step), gradients)
-        after = gather(self.engine)["model"]
+        after = {name: t.cpu() for name, t in gather(self.engine)["model"].items()}
         if self.rank == 0:
             save_file(self._changes(before, after, gradients, loss), folder / "step.safetensors")
         return loss
@@ -130,7 +131,7 @@ class Bench:
                 changes[f"update.{name}"] = tensor - before[name]
             elif tensor.is_floating_point():
                 changes[f"buffer.{name}"] = tensor.clone()
-        return {**changes, **{f"gradient.{name}": tensor for name, tensor in gradients.items()}}
+        return {**changes, **{f"gradient.{name}": tensor.cpu() for name, tensor in gradients.items()}}
 
     def _step_and_keep_gradients(self, batch: Batch, lr: float, gradients: dict[str, torch.Tensor]) -> Any:
         real_step = self.engine.step
@@ -149,7 +150,9 @@ class Bench:
         folder.mkdir(parents=True)
         state = gather(self.engine)
         for stem, tensors in state.items():
-            save_file({name: t.clone().contiguous() for name, t in tensors.items()}, folder / f"{stem}.safetensors")
+            save_file(
+                {name: t.cpu().clone().contiguous() for name, t in tensors.items()}, folder / f"{stem}.safetensors"
+            )
         (folder / "steps.json").write_text(json.dumps(optimizer_steps(self.engine)))
 
     def load(self, folder: Path) -> None:
@@ -162,7 +165,7 @@ def whole_gradients(engine: Engine) -> dict[str, torch.Tensor]:
     named = dict(engine.module.named_parameters())
     if not engine.zero_stage:
         return {name: parameter.grad.clone() for name, parameter in named.items()}
-    whole = {name: torch.zeros(parameter.numel()) for name, parameter in named.items()}
+    whole = {name: torch.zeros(parameter.numel(), device=parameter.device) for name, parameter in named.items()}
     names = {parameter: name for name, parameter in named.items()}
     for members, flat in zip(engine.optimizer.bit16_groups, engine._gradients.tensors(), strict=True):
         for parameter in members:
@@ -178,10 +181,10 @@ def whole_gradients(engine: Engine) -> dict[str, torch.Tensor]:
 
 
 def reference(folder: Path, objectives: list[str], groups: list[int]) -> None:
-    """Train on one rank, keeping states and recording the step that follows each."""
+    """Train on one rank on the CPU, keeping states and recording the step that follows each."""
     for objective in objectives:
         for size in groups:
-            bench, base = Bench(folder, objective, group_size=size), folder / objective / f"groups-{size}"
+            bench, base = Bench(folder, objective, group_size=size, device="cpu"), folder / objective / f"groups-{size}"
             losses = []
             for step in range(max(STATES) + 1):
                 if step in STATES:

@@ -30,7 +30,7 @@ def _projections(dtype, columns):
 
 def _kin(a, group):
     first = 0 if group is None else dist.get_rank(group) * len(a)
-    return KIN[first : first + len(a)]
+    return KIN[first : first + len(a)].to(a.device)
 
 
 # name: columns, ours (a, b, group), the original (a, b)

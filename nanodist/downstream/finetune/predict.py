@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from hpc import atomic
+from hpc.devices import inference_device
 from hpc.errors import UserError
 from hpc.progress import Progress
 from hpc.tables import csv_text
@@ -98,6 +99,7 @@ def predict(loaded: Loaded, paths: Sequence[Path], out: Path) -> int:
         UserError: no such path, or none of the files is a micrograph.
     """
     problems: dict[str, str] = {}
+    loaded.model.to(inference_device())
     done = read_each(paths, lambda file, page, each: predict_one(loaded, file, page, each), problems)
     _write(loaded, done, problems, out)
     return len(problems)
@@ -127,10 +129,11 @@ def predict_one(loaded: Loaded, file: Path, page: int, micrograph: Micrograph) -
     """
     pixels = grey(file, micrograph, min(loaded.tile_px) // 2)
     likely, features = [], []
+    device = next(loaded.model.parameters()).device
     for tiles in _batches(whole_tiles(pixels, loaded.tile_px)):
-        p, f = loaded.model.looked_at(torch.from_numpy(np.stack([to_unit(t) for t in tiles]))[:, None])
-        likely.append(p.double().numpy())
-        features.append(f.double().numpy())
+        p, f = loaded.model.looked_at(torch.from_numpy(np.stack([to_unit(t) for t in tiles]))[:, None].to(device))
+        likely.append(p.double().cpu().numpy())
+        features.append(f.double().cpu().numpy())
     rows, every, unlike = np.concatenate(features), np.concatenate(likely), None
     if loaded.reference is not None:
         unlike = float(np.median(loaded.reference.unlikeness(rows)))

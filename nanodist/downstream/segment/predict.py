@@ -15,6 +15,7 @@ from PIL import Image
 
 from hpc import atomic
 from hpc.config import build
+from hpc.devices import inference_device
 from hpc.errors import UserError
 from hpc.progress import Progress
 from hpc.tables import csv_text
@@ -92,6 +93,7 @@ def predict_masks(loaded: LoadedSegmenter, paths: Sequence[Path], out: Path) -> 
     """
     names: dict[str, int] = {}
     problems: dict[str, str] = {}
+    loaded.model.to(inference_device())
     rows = read_each(paths, lambda file, page, each: _one(loaded, file, page, each, out, names), problems)
     header = ["file", "page", "mask", "pixel_size_y_nm", *(f"share_{value}" for value in loaded.values)]
     atomic.write_text(out / SHARES, csv_text(header, rows))
