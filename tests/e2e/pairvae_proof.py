@@ -1,6 +1,7 @@
 """Both presets of PairVAE on synthetic pairs: train, evaluate on unseen specimens, and one table over seeds.
 
     python -m tests.e2e.pairvae_proof --store STORE --out RUNS [--seeds 0,1,2] [--ranks 2] [--factor 1] [--trunk RUN]
+        [--device cuda] [key=value ...]
 
 Runs go on where they were. The schedule is the published one cut down to what two CPU cores can do in minutes; what was
 cut stands in :data:`SHORT`. The last line is JSON.
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-COMMON = ["data.size_px=96", "data.pixel_size_nm=3.0", "engine.device=cpu", "tracking.mode=disabled", "draws=8"]
+COMMON = ["data.size_px=96", "data.pixel_size_nm=3.0", "tracking.mode=disabled", "draws=8"]
 SHORT = {
     "modern": [
         "model.width=16",
@@ -52,19 +53,22 @@ def stretched(settings: list[str], factor: float) -> list[str]:
     return found
 
 
-def train(preset: str, seed: int, run: Path, store: str, trunk: str, ranks: int, factor: float = 1.0) -> None:
+def train(preset: str, seed: int, run: Path, options: argparse.Namespace) -> None:
     """Both stages of a preset, to their ends."""
+    trunk, ranks = options.trunk, options.ranks
     encoder = [f"model.encoder={trunk}", "model.encoder_weights=given"] if preset == "lu2023" and trunk else []
     if preset == "lu2023" and not trunk:
         encoder = ["model.encoder=timm:resnet18", "model.trunk_options={channels: [16, 32, 64, 128]}"]
     what = [
         preset,
-        f"data.store={store}",
+        f"data.store={options.store}",
         f"run_dir={run}",
         f"seed={seed}",
         *COMMON,
-        *stretched(SHORT[preset], factor),
+        f"engine.device={options.device}",
+        *stretched(SHORT[preset], options.factor),
         *encoder,
+        *options.settings,
     ]
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
     subprocess.run([sys.executable, *launcher, "-m", "nanodist", "pairvae", "train", *what], check=True)
@@ -109,12 +113,14 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--factor", type=float, default=1.0, help="Times the epochs of the short schedule.")
     parser.add_argument("--trunk", default="", help="Of lu2023: a run of nanodist pretrain; empty: random weights.")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="Of the training.")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="Of the recipe, over the short schedule.")
     options = parser.parse_args()
     found: dict[str, list[dict[tuple[str, str, str], tuple[float, int]]]] = {}
     for seed in (int(word) for word in options.seeds.split(",")):
         for preset in options.presets.split(","):
             run = options.out / f"{preset}-{seed}"
-            train(preset, seed, run, options.store, options.trunk, options.ranks, options.factor)
+            train(preset, seed, run, options)
             found.setdefault(preset, []).append(scores(run, options.store))
     print(table(found))
     best = {
