@@ -21,7 +21,7 @@ from nanodist.pairvae.figures import write_curves
 from nanodist.pairvae.images import check_large_enough, prepared, tiling
 from nanodist.pairvae.load import Trained, load
 from nanodist.pairvae.physics import CropScattering
-from nanodist.pairvae.reference import Known, image_error, is_strange, pattern_error, read_reference
+from nanodist.pairvae.reference import Known, Look, read_reference
 from nanodist.pairvae.scores import consistency
 from nanodist.scattering.azimuthal import azimuthal
 from nanodist.scattering.pattern import Pattern
@@ -30,6 +30,10 @@ from nanodist.scattering.regrid import regrid
 from nanodist.scattering.write import write_pattern
 
 TABLE_FILE = "descriptors.csv"
+_BEFORE = (
+    "; this run knows latents and reconstructions of its training alone, and misses much that is unlike it: give its "
+    "training command again, which trains nothing and writes the rest"
+)
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ def generate(run_dir: Path, files: Sequence[Path], out: Path, wanted: Wanted) ->
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out} exists already; give a new folder")
-    trained, known = load(run_dir), read_reference(run_dir)(wanted.given)
+    trained, known = load(run_dir), read_reference(run_dir)[wanted.given]
     make: Callable[..., dict[str, Any]] = _sem_of if wanted.given == "saxs" else _saxs_of
     rows: list[dict[str, Any]] = []
     with atomic.directory(out) as folder:
@@ -82,6 +86,7 @@ def generate(run_dir: Path, files: Sequence[Path], out: Path, wanted: Wanted) ->
     return (
         f"{len(rows) - len(failed)} of {len(rows)} files; {strange} unlike the training part"
         + (f"; {len(failed)} could not be read, see 'problem'" if failed else "")
+        + ("" if known.whole else _BEFORE)
         + f"; {out / TABLE_FILE}"
     )
 
@@ -108,9 +113,12 @@ def _write_image(path: Path, image: npt.NDArray[np.floating], pixel_size_nm: flo
     atomic.write_bytes(path, buffer.getvalue())
 
 
-def _strangeness(known: Known, latent: npt.NDArray[np.float64], error: float) -> dict[str, Any]:
-    far, wrong = known.strangeness(latent, error)
-    return {"out_of_distribution": is_strange((far, wrong)), "latent_distance": far, "reconstruction_error": wrong}
+def _strangeness(known: Known, look: Look) -> dict[str, Any]:
+    """Whether an input is unlike the training part, in what, and by how much."""
+    found = known.strangeness(look)
+    beyond = [name for name, value in found.items() if not value <= 1]
+    parts = {"reconstruction_error" if k == "reconstruction" else f"{k}_distance": value for k, value in found.items()}
+    return {"out_of_distribution": bool(beyond), "unlike_in": " ".join(beyond), **parts}
 
 
 def _sem_of(trained: Trained, known: Known, path: Path, stem: Path, wanted: Wanted) -> dict[str, Any]:
@@ -129,7 +137,7 @@ def _sem_of(trained: Trained, known: Known, path: Path, stem: Path, wanted: Want
     areas = [describe_image(image, pixel).area_fraction for image in images]
     given = {f"given_{name}": value for name, value in row_of(describe_pattern(pattern)).items()}
     return {
-        **_strangeness(known, trained.latent_of(pattern, None), pattern_error(trained, pattern)),
+        **_strangeness(known, known.look(trained, pattern)),
         **row_of(describe_pattern(image_spectrum(list(images), pixel))),
         "period_spread_nm": float(np.nanstd(each)) if np.isfinite(each).any() else math.nan,
         "area_fraction": float(np.nanmean(areas)),
@@ -164,7 +172,7 @@ def _saxs_of(trained: Trained, known: Known, path: Path, stem: Path, wanted: Wan
     write_curves(stem.with_name(f"{stem.name}-iq.png"), [{"expected": (q, intensity)}], [stem.name])
     parts = [describe_image(crop, geometry.pixel_size_nm) for crop in crops]
     return {
-        **_strangeness(known, trained.latent_of(None, crops), image_error(trained, crops)),
+        **_strangeness(known, known.look(trained, None, crops)),
         **row_of(describe_pattern(pattern)),
         "area_fraction": float(np.nanmean([part.area_fraction for part in parts])),
         "crops": len(crops),

@@ -1,11 +1,13 @@
 """PairVAE from a recipe to what it generates: both stages, a stop in between, evaluation, and bad input."""
 
 import csv
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 import tifffile
+from safetensors.numpy import save
 
 from hpc.checkpoint.files import latest_checkpoint, read_tensors
 from hpc.errors import UserError
@@ -16,12 +18,14 @@ from nanodist.pairvae.data import PairData
 from nanodist.pairvae.evaluate import evaluate_pairs, summary, unseen
 from nanodist.pairvae.generate import Wanted, generate
 from nanodist.pairvae.load import load
-from nanodist.pairvae.reference import read_reference
+from nanodist.pairvae.reference import Known, Look, distances, limits_of, read_reference
 from nanodist.pairvae.report import Row
 from nanodist.pairvae.run import train
+from nanodist.pairvae.signature import pattern_signature
+from nanodist.scattering.pattern import Pattern, QGrid
 from nanodist.scattering.read import read_frame
 from nanodist.scattering.write import write_pattern
-from tests.nanodist.pairs_in_memory import PairsInMemory
+from tests.nanodist.pairs_in_memory import PairsInMemory, ring
 from tests.nanodist.test_pairvae import tiny
 
 SHORT = [
@@ -147,13 +151,69 @@ def test_generating_writes_pictures_with_units_and_a_table(run, store, tmp_path)
     assert not (tmp_path / "unknown").exists()
 
 
-def test_what_is_unlike_the_training_part_is_flagged(run, store):
-    known, trained = read_reference(run)("saxs"), load(run)
+def test_what_is_unlike_the_training_part_is_flagged(run, store, tmp_path):
+    known, trained = read_reference(run)["saxs"], load(run)
     number = store.keys.index(trained.train[0])
-    own = known.strangeness(trained.latent_of(store.pattern(number), None), float(known.errors.max()))
-    assert own[0] < 0.1 and own[1] == pytest.approx(1.0)
-    far = known.strangeness(known.latents.mean(0) + 100 * known.latents.std(0), 0.0)
-    assert far[0] > 1.5
+    pattern = store.pattern(number)
+    own = known.strangeness(known.look(trained, pattern))
+    assert own.keys() == {"peak", "profile", "angular", "latent", "reconstruction"}
+    assert max(own[name] for name in own if name != "reconstruction") < 1e-3 and own["reconstruction"] <= 1 / 1.25
+    # Two spots more, off the ring: 0.3 % of the pixels, which no mean over all of them sees.
+    q_y, q_x = store.grid.q()
+    q_star, turn = 2 * np.pi / store.truth(number)["period_nm"], np.deg2rad(store.truth(number)["orientation_deg"] + 90)
+    x, y = 1.4 * q_star * np.cos(turn), 1.4 * q_star * np.sin(turn)
+    spots = sum(np.hypot(q_x - sign * x, q_y - sign * y) < 1.2 * store.grid.q_step_inv_nm for sign in (1, -1)) > 0
+    spotted = np.where(spots & pattern.mask, pattern.intensity.max(), pattern.intensity)
+    found = known.strangeness(known.look(trained, dataclasses.replace(pattern, intensity=spotted)))
+    assert found["angular"] > 1
+    # A reference of before has latents and errors alone, and still says what it knows.
+    tensors = {f"{name}.latents": k.rows["latent"] for name, k in read_reference(run).items()}
+    tensors |= {f"{name}.errors": np.array([0.5, 1.0]) for name in ("saxs", "sem")}
+    (tmp_path / "reference.safetensors").write_bytes(save(tensors))
+    before = read_reference(tmp_path)["saxs"]
+    assert before.strangeness(before.look(trained, pattern)).keys() == {"latent", "reconstruction"}
+    assert before.strangeness(Look({"latent": known.rows["latent"].mean(0) + 100}, 2.5))["latent"] > 1.5
+    assert before.strangeness(Look({"latent": known.rows["latent"][0]}, 2.5)) == {"latent": 0, "reconstruction": 2.0}
+    (tmp_path / "reference.safetensors").write_bytes(save({"saxs.rows.peak": np.zeros((2, 3))}))
+    with pytest.raises(UserError, match="is damaged; start the training again"):
+        read_reference(tmp_path)
+
+
+def test_limits_hold_for_95_of_100_and_specimens_do_not_know_themselves():
+    rng = np.random.default_rng(0)
+    rows = {name: rng.standard_normal((200, 4)) for name in ("peak", "grey")}
+    # Each specimen twice: its other half would be a neighbour at no distance.
+    twice = {name: np.repeat(values, 2, 0) for name, values in rows.items()}
+    names = [f"film{i // 2}" for i in range(400)]
+    limits = limits_of(twice, names)
+    assert all(limits[name] == pytest.approx(limits_of(rows, names[::2])[name], rel=0.05) for name in rows)
+    new = [{name: rng.standard_normal(4) for name in rows} for _ in range(400)]
+    known = Known(rows, {**limits, "reconstruction": 1.0})
+    flagged = np.mean([max(known.strangeness(Look(signature, 0.0)).values()) > 1 for signature in new])
+    assert 0.02 < flagged < 0.09
+    assert set(limits_of(rows, ["film"] * 200).values()) == {np.inf}
+
+
+def test_a_signature_knows_no_exposure_and_no_direction():
+    q_y, q_x = QGrid(96, 0.5).q()
+    mask = np.hypot(q_y, q_x) > 0.03
+    found = [
+        pattern_signature(
+            Pattern(
+                (scale * ring(q_y, q_x, 33.0, angle, 25.0) + scale * 0.01) * mask, None, mask, QGrid(96, 0.5), "counts"
+            )
+        )
+        for scale, angle in ((1000.0, 20.0), (7.0, 80.0))
+    ]
+    assert found[0]["peak"][0] == pytest.approx(np.log(2 * np.pi / 33.0), abs=0.02)
+    assert np.allclose(found[0]["profile"], found[1]["profile"], atol=0.1, equal_nan=True)
+    assert np.allclose(found[0]["angular"], found[1]["angular"], atol=0.25)
+    half = mask & (q_x < 0.1)
+    seen = pattern_signature(
+        Pattern(1000 * (ring(q_y, q_x, 33.0, 20.0, 25.0) + 0.01) * half, None, half, QGrid(96, 0.5), "counts")
+    )
+    assert distances(seen["profile"][None], found[0]["profile"][None], 0.2)[0, 0] < 0.5
+    assert distances(np.full((1, 24), np.nan), found[0]["profile"][None], 0.2)[0, 0] == np.inf
 
 
 @pytest.mark.parametrize(
