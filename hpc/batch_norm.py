@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from hpc import batch_norm_gpu
 from hpc.collectives import Group, group_size
 from hpc.errors import UserError
 from hpc.world_sizes import legal_world_sizes
@@ -161,6 +162,8 @@ class _GroupNormalise(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, layout: Layout
     ) -> tuple[Tensor, Tensor, Tensor]:
+        if batch_norm_gpu.fits(x):
+            return _forward_on_gpu(ctx, batch_norm_gpu.one_piece(x), weight, bias, eps, layout)
         # (groups, samples of a group, mean and variance, C)
         moments = layout.gather(_moments(x, layout)).double().unflatten(0, (-1, layout.bn_group_size))
         statistics = moments.mean(1)
@@ -180,6 +183,8 @@ class _GroupNormalise(torch.autograd.Function):
         # Roundings here differ between topologies, but change gradients in proportion: the ReLUs are decided already.
         x, weight, mean, invstd = ctx.saved_tensors
         layout: Layout = ctx.layout
+        if batch_norm_gpu.fits(x):
+            return *_backward_on_gpu(ctx, dy, x, weight, mean, invstd), None, None
         parts = list(zip(dy.split(layout.chunk), x.split(layout.chunk), mean, invstd, strict=True))
         # Results of several groups are copied together, which takes longer than writing them where they belong, but
         # for the many steps that bf16 takes there.
@@ -188,6 +193,32 @@ class _GroupNormalise(torch.autograd.Function):
             dx = made[0][0] if len(made) == 1 else torch.cat([m[0] for m in made])
             return dx, sum(m[1] for m in made), sum(m[2] for m in made), None, None
         return *_backward_by_groups(parts, x, weight, ctx), None, None
+
+
+def _forward_on_gpu(
+    ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, layout: Layout
+) -> tuple[Tensor, Tensor, Tensor]:
+    parts = layout.gather(batch_norm_gpu.moments(x))
+    mean, var, invstd = batch_norm_gpu.merged(parts, layout.bn_group_size, eps)
+    ctx.save_for_backward(x, weight, mean, invstd)
+    ctx.layout, ctx.count = layout, layout.bn_group_size * x[0, 0].numel()
+    ctx.mark_non_differentiable(mean, var)
+    return batch_norm_gpu.normalised(x, mean, weight * invstd, bias, layout.chunk), mean, var
+
+
+def _backward_on_gpu(
+    ctx: Any, dy: Tensor, x: Tensor, weight: Tensor, mean: Tensor, invstd: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    layout: Layout = ctx.layout
+    dy = batch_norm_gpu.like(dy, x)
+    sums = batch_norm_gpu.sums(dy, x, mean, layout.chunk)
+    d_bias, d_weight = sums[0].sum(0), (sums[1] * invstd).sum(0)
+    if layout.span is not None:
+        dist.all_reduce(sums, group=layout.span)
+    scale = weight * invstd
+    mean_dy, mean_dyx = sums / ctx.count
+    factors = (scale, -scale * invstd.square() * mean_dyx, -scale * mean_dy)
+    return batch_norm_gpu.combined(dy, x, mean, factors, layout.chunk), d_weight, d_bias
 
 
 def _backward_by_groups(
@@ -330,9 +361,9 @@ class GroupedBatchNorm(nn.Module):
             )
         y, means, variances = _GroupNormalise.apply(x, self.weight, self.bias, self.eps, self.layout)
         count = self.layout.bn_group_size * x[0, 0].numel()
-        # Running variances are unbiased, as torch's are.
-        unbiased = variances * (count / max(count - 1, 1))
-        self.layout.note(self, torch.stack([means.mean(0), unbiased.mean(0)]))
+        seen = torch.stack([means, variances]).mean(1)
+        seen[1] *= count / max(count - 1, 1)  # running variances are unbiased, as torch's are
+        self.layout.note(self, seen)
         return y  # type: ignore[no-any-return]
 
     def move(self, statistics: Tensor) -> None:

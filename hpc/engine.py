@@ -109,8 +109,10 @@ def _import_deepspeed() -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import deepspeed
-    except ImportError:
-        raise UserError("DeepSpeed is not installed; training needs it: pip install 'nanodist[train]'") from None
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "deepspeed":
+            raise UserError("DeepSpeed is not installed; training needs it: pip install 'nanodist[train]'") from None
+        raise UserError(f"DeepSpeed is installed and does not start: {' '.join(str(error).split())[:300]}") from error
     for name in ("DeepSpeed", "deepspeed"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # DeepSpeed would compile a shared-memory all-reduce for CPUs at its start. Only inference uses it, and a run must

@@ -19,7 +19,7 @@ from nanodist.views.parameters import ViewParameters
 
 # Pixels that are in work at once. What is in between takes about ten times their memory, so that the whole needs
 # little more than its result.
-_CHUNK = {"cpu": 2**19, "cuda": 2**23}
+_CHUNK = {"cpu": 2**19, "cuda": 2**24}
 
 
 def apply(tiles: Tensor, parameters: ViewParameters, config: ViewsConfig, out: Tensor) -> Tensor:
@@ -86,9 +86,16 @@ def _planes(gradient: Tensor, size: int) -> Tensor:
 
 
 def _erase(views: Tensor, parameters: ViewParameters) -> None:
-    for i in np.flatnonzero(parameters.erased[:, 2]):
-        top, left, side = (int(v) for v in parameters.erased[i])
-        views[i, :, top : top + side, left : left + side] = views[i].mean()
+    chosen = np.flatnonzero(parameters.erased[:, 2])
+    if len(chosen) == 0:
+        return
+    index = torch.from_numpy(chosen).to(views.device)
+    top, left, side = torch.from_numpy(parameters.erased[chosen]).to(views.device).view(-1, 3, 1).unbind(1)
+    place = torch.arange(views.shape[-1], device=views.device)
+    down, along = ((place >= first) & (place < first + side) for first in (top, left))
+    some = views[index]
+    inside = (down[:, :, None] & along[:, None, :])[:, None]
+    views.index_copy_(0, index, torch.where(inside, some.mean((1, 2, 3), keepdim=True), some))
 
 
 def _warp(tiles: Tensor, parameters: ViewParameters, config: ViewsConfig) -> Tensor:
@@ -124,18 +131,32 @@ def _warp_level(tiles: Tensor, matrices: npt.NDArray[np.float64], level: int, co
 
 
 def _blur(views: Tensor, parameters: ViewParameters, config: ViewsConfig) -> Tensor:
-    from kornia.filters import gaussian_blur2d
+    from kornia.filters import get_gaussian_kernel1d
 
     chosen = np.flatnonzero(parameters.blur_sigma_px > 0)
     if len(chosen) == 0:
         return views
     index = torch.from_numpy(chosen).to(views.device)
     sigma = torch.from_numpy(parameters.blur_sigma_px[chosen]).to(views.device)
-    # One kernel size for all, or the result would depend on which samples share a batch. In float64, since the
-    # convolution sums in an order that depends on the number of samples; rounded to float32 that is gone.
-    sigmas = torch.stack([sigma, sigma], 1)
-    blurred = gaussian_blur2d(views[index].double(), 2 * reach(config) + 1, sigmas, "reflect")
-    return views.index_copy(0, index, blurred.to(views.dtype))
+    # One kernel size for all, or the result would depend on which samples share a batch. Tap by tap, since a
+    # convolution sums in an order that depends on the number of samples, unless it is in float64, which is slow.
+    weights = get_gaussian_kernel1d(2 * reach(config) + 1, sigma[:, None]).to(views.dtype)
+    blurred = views[index]
+    for axis in (-1, -2):
+        blurred = _filtered(blurred, weights, axis)
+    return views.index_copy(0, index, blurred)
+
+
+def _filtered(views: Tensor, weights: Tensor, axis: int) -> Tensor:
+    """``views`` (n, 1, H, W) with the windows ``weights`` (n, 2 reach + 1) along an axis, mirrored at the edges."""
+    reach, size = weights.shape[1] // 2, views.shape[axis]
+    edges = (reach, reach, 0, 0) if axis == -1 else (0, 0, reach, reach)
+    padded = torch.nn.functional.pad(views, edges, mode="reflect")
+    taps = weights.view(len(views), 1, 1, 1, -1).unbind(-1)
+    made = padded.narrow(axis, 0, size) * taps[0]
+    for number, tap in enumerate(taps[1:], start=1):
+        made.addcmul_(padded.narrow(axis, number, size), tap)
+    return made
 
 
 def _add_noise(views: Tensor, std: Tensor, keys: Tensor, config: ViewsConfig) -> Tensor:

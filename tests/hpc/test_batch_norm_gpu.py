@@ -1,0 +1,67 @@
+"""The GPU's kernels, in Triton's interpreter where there is no GPU: what they compute, not how fast."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("triton")
+CHECK = """
+import json, sys
+from unittest import mock
+import torch
+from torch import nn
+from hpc import batch_norm_gpu
+from hpc.batch_norm import convert, make_layout
+
+device = "cuda" if torch.cuda.is_available() else "cpu"
+launched = []
+plain = batch_norm_gpu._launch
+
+def launch(kernel, *arguments, **fixed):
+    launched.append(kernel.__name__)
+    plain(kernel, *arguments, **fixed)
+
+def answer(kernels, dtype, channels, size, group, form):
+    layout = make_layout(8, group, 0, 1)
+    generator = torch.Generator().manual_seed(0)
+    norm = nn.BatchNorm2d(channels).to(torch.float64 if dtype == torch.float64 else torch.float32)
+    nn.init.uniform_(norm.weight, 0.5, 2, generator=generator)
+    norm = convert(nn.Sequential(norm), layout)[0].to(device)
+    x = torch.randn(16, channels, *size, generator=generator, dtype=torch.float64)  # two views of eight
+    x += torch.arange(16, dtype=torch.float64).view(-1, 1, 1, 1)
+    x = x.to(device, dtype).contiguous(memory_format=form).requires_grad_()
+    dy = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(device, dtype)
+    changed = {"fits": lambda x: kernels, "_launch": launch}
+    with mock.patch.multiple(batch_norm_gpu, **changed):
+        y = norm(x)
+        y.backward(dy)
+    assert y.is_contiguous(memory_format=form) and y.dtype == dtype
+    layout.update_running_statistics()
+    return [t.double().cpu() for t in (y.detach(), x.grad, norm.weight.grad, norm.bias.grad, norm.running_var)]
+
+worst = {}
+for dtype in (torch.float64, torch.bfloat16):
+    for channels, size, group in ((5, (7, 9), 4), (70, (3, 3), 8)):
+        for form in (torch.contiguous_format, torch.channels_last):
+            want, got = (answer(k, dtype, channels, size, group, form) for k in (False, True))
+            for a, b in zip(want, got):
+                off = float((a - b).norm() / a.norm())
+                worst[str(dtype)] = max(off, worst.get(str(dtype), 0.0))
+print(json.dumps({"worst": worst, "launched": sorted(set(launched))}))
+"""
+
+
+def test_kernels_are_the_plain_layer():
+    environ = {**os.environ, "TRITON_INTERPRET": "1"}
+    if __import__("torch").cuda.is_available():
+        del environ["TRITON_INTERPRET"]
+    done = subprocess.run([sys.executable, "-c", CHECK], env=environ, capture_output=True, text=True, timeout=300)
+    assert not done.returncode, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["launched"] == ["combine", "merge", "moments", "normalise", "sums"]
+    # bf16: a rounding of the result that falls the other way.
+    for dtype, most in (("torch.float64", 1e-12), ("torch.bfloat16", 6e-3)):
+        assert found["worst"][dtype] < most, found["worst"]
