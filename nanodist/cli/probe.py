@@ -61,6 +61,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--test-share", type=float, help="Share of each class's micrographs in the test (0.3; lu2022: 0.2)."
     )
     parser.add_argument("--baselines", default="random,texture", help="Which of random,texture to measure; or 'none'.")
+    parser.add_argument(
+        "--finetuned",
+        metavar="PATH",
+        type=Path,
+        action="append",
+        default=[],
+        help="Finished fine-tunings of the same stores as rows of the table: a run directory, or the folder of a sweep "
+        "(encoder.weights=random: supervised from scratch); may be given again.",
+    )
     parser.add_argument("--random-seeds", type=int, default=3, help="Number of random trunks in the random baseline.")
     parser.add_argument(
         "--short-classes",
@@ -103,8 +112,13 @@ def run(args: argparse.Namespace) -> int:
         gather(args, dataset)
         return 0
     plans = make_plans(dataset, protocol, args.splits, args.test_share, args.split == LEAVE_ONE_OUT)
+    trained: list[Scored] = []
+    if args.finetuned:
+        from nanodist.downstream.finetuned import finetuned_rows
+
+        trained = finetuned_rows(args.finetuned, dataset, plans, protocol)
     sources = gather(args, dataset)
-    scored = score(dataset, sources, plans, protocol)
+    scored = score(dataset, sources, plans, protocol) + trained
     print(write(args, dataset, plans, protocol, scored))
     _tell(args)
     return 0
@@ -137,6 +151,10 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError(f"--baselines: '{unknown[0]}' does not exist; allowed: {', '.join(BASELINES)} or none")
     if args.split == LEAVE_ONE_OUT and args.test_store:
         raise UserError(f"--split {LEAVE_ONE_OUT} makes its own test sets: leave --test-store out")
+    if args.split == LEAVE_ONE_OUT and args.finetuned:
+        raise UserError(
+            f"--finetuned: a fine-tuning leaves out a share of the micrographs; leave --split {args.split} out"
+        )
     if args.out.exists() and not args.out.is_dir():
         raise UserError(f"--out {args.out} is a file; give a folder")
 

@@ -91,7 +91,7 @@ class Outcome:
 
     Attributes:
         predicted: (m,) classes of ``split.test``, or ``None`` where the budget was left blank.
-        setting: transform, and C or k.
+        setting: transform, and C or k; of a fine-tuning what of the trunk was tuned, and nothing.
         validation_score: mean balanced accuracy of the setting in the validation rounds.
         confidence: (m,) probability of each predicted class; of neighbours the share of their votes.
     """
@@ -99,7 +99,7 @@ class Outcome:
     method: str
     draw: Draw
     predicted: I64 | None
-    setting: Setting | None = None
+    setting: tuple[str, float | None] | None = None
     validation_score: float | None = None
     confidence: F64 | None = None
 

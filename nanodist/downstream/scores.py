@@ -25,6 +25,7 @@ from nanodist.downstream.probe import Outcome, Plan, Protocol
 from nanodist.downstream.run_scores import RUN_SCORES, Answers, run_intervals
 
 Row = dict[str, Any]
+FINETUNED = "finetune"  # the method of rows that a fine-tuning answered
 # Of the balanced accuracy: names in the summary, and in a table by themselves.
 _BALANCED = {"mean": "balanced_accuracy", "low": "balanced_accuracy_low", "high": "balanced_accuracy_high"}
 Curve = tuple[str, str, Budget]  # encoder, method, labels per class
@@ -126,9 +127,12 @@ def tallies(scored: Sequence[Scored], targets: Targets) -> dict[Curve, Tally]:
     grouped: dict[Curve, list[Scored]] = {}
     for one in scored:
         if one.outcome.predicted is not None:
-            key = (one.source.name, one.outcome.method, one.outcome.draw.budget)
-            grouped.setdefault(key, []).append(one)
+            grouped.setdefault(_curve_of(one), []).append(one)
     return {key: _tally(rows, targets) for key, rows in grouped.items()}
+
+
+def _curve_of(one: Scored) -> Curve:
+    return one.source.name, one.outcome.method, one.outcome.draw.budget
 
 
 def _places(rows: Sequence[Scored]) -> list[tuple[int, int, int]]:
@@ -188,8 +192,7 @@ class Comparison:
         """
         grouped: dict[Curve, list[Scored]] = {}
         for one in self._scored:
-            key = (one.source.name, one.outcome.method, one.outcome.draw.budget)
-            grouped.setdefault(key, []).append(one)
+            grouped.setdefault(_curve_of(one), []).append(one)
         return [self._summary_row(key, rows) for key, rows in grouped.items()]
 
     def _summary_row(self, key: Curve, rows: Sequence[Scored]) -> Row:
@@ -218,20 +221,38 @@ class Comparison:
         return row
 
     def differences(self) -> list[Row]:
-        """Every pretrained encoder minus each baseline (its own random trunk, texture), by method and budget."""
+        """Every pretrained encoder minus each baseline, by method and budget.
+
+        Baselines are its own random trunk and texture by the same method, and what was trained from scratch by
+        fine-tuning, on the splits and label draws that both have.
+        """
         sources = {one.source.name: one.source for one in self._scored}
         rows = []
-        for (name, method, budget), tally in self._tallies.items():
-            if sources[name].kind != "pretrained":
+        for (name, method, budget), whole in self._tallies.items():
+            if sources[name].kind not in ("pretrained", "finetuned"):
                 continue
             for base in sources.values():
-                other = self._tallies.get((base.name, method, budget))
+                scratch = base.kind == "scratch"
+                baseline = (base.name, FINETUNED if scratch else method, budget)
                 mine = base.kind == "texture" or (base.kind == "random" and base.trunk == sources[name].trunk)
-                if mine and other is not None:
+                if (mine or scratch) and baseline in self._tallies:
+                    tally, other = whole, self._tallies[baseline]
+                    if scratch:
+                        both = self._of_both((name, method, budget), baseline)
+                        if both is None:
+                            continue
+                        tally, other = both
                     found = paired_interval(tally, name, other, base.name, self._shared(tally), self._level)
                     row = {"encoder": name, "baseline": base.name, "method": method, "labels_per_class": budget}
                     rows.append({**row, **_bounds(found)})
         return rows
+
+    def _of_both(self, *keys: Curve) -> list[Tally] | None:
+        """Tallies of the splits and label draws that all curves have; ``None`` where there are none."""
+        curves = [[s for s in self._scored if s.outcome.predicted is not None and _curve_of(s) == key] for key in keys]
+        cells = set.intersection(*({(s.plan.split.seed, s.outcome.draw.seed) for s in rows} for rows in curves))
+        kept = [[s for s in rows if (s.plan.split.seed, s.outcome.draw.seed) in cells] for rows in curves]
+        return [_tally(rows, self._targets) for rows in kept] if cells else None
 
 
 def sizes(summary: Sequence[Row]) -> list[str]:
@@ -260,7 +281,7 @@ def confusions(scored: Sequence[Scored], targets: Targets) -> list[Row]:
     sums: dict[Curve, np.ndarray] = {}
     for one in scored:
         if one.outcome.predicted is not None:
-            key = (one.source.name, one.outcome.method, one.outcome.draw.budget)
+            key = _curve_of(one)
             truth = targets.y[one.plan.split.test]
             sums[key] = sums.get(key, 0) + confusion_matrix(truth, one.outcome.predicted, len(targets.classes))
     names = ("encoder", "method", "labels_per_class")

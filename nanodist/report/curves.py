@@ -32,7 +32,7 @@ RATIOS = (("trust_ratio_median", "Trust ratio, median over parameters"),)
 MOST_TERMS = 4
 # Of many runs so many have a colour and a name, and so many more are drawn faintly.
 MOST_LINES, MOST_FAINT = 8, 100
-BASELINE_KINDS = ("random", "texture")
+BASELINE_KINDS = ("random", "texture", "scratch")
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,8 @@ def method_order(method: str) -> tuple[bool, str]:
 
 def method_name(method: str) -> str:
     """``linear`` -> ``Linear probe``; a method that is not known keeps its name."""
-    return {"linear": "Linear probe", "knn": "k nearest neighbours"}.get(method, method)
+    names = {"linear": "Linear probe", "knn": "k nearest neighbours", "finetune": "Fine-tuning"}
+    return names.get(method, method)
 
 
 def _accuracy_line(curve: Curve, place: dict[Any, float]) -> Line | None:

@@ -170,6 +170,71 @@ def test_a_test_store_is_the_whole_test_and_names_make_encoder_seeds(place: Path
     assert {e for e, _, _ in summary} == {"pair", "texture"}
 
 
+def finetuning(folder: Path, store: Path, draw: int, labels: int | str = 2, used: int = 6, **more: object) -> Path:
+    """What a run from scratch leaves that has two thirds of the samples of a test store right, with 0.7 for each."""
+    from nanodist.shards import Store
+
+    opened = Store.open(store)
+    row = {"encoder": "timm:x", "weights": "random", "tuned": "all", "seed": 0, "split_seed": 0, "draw_seed": draw}
+    row |= {"labels_per_class": labels, "n_train": used, "n_validation": 0} | more
+    folder.mkdir(parents=True)
+    (folder / "scores.json").write_text(json.dumps({"kind": "classification", "rows": [row]}))
+    lines = ["sample,micrograph,label,predicted,p_class0,p_class1,p_class2"]
+    for i, label in enumerate(opened.labels):
+        said = label if i % 3 or draw else "class0"
+        chances = ",".join("0.7" if name == said else "0.15" for name in ("class0", "class1", "class2"))
+        lines.append(f"{opened.samples[i].key},{opened.groups[i]},{label},{said},{chances}")
+    (folder / "predictions.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_training_from_scratch_is_a_row_and_a_baseline_of_the_table(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tests = str(place / "test-store")
+    for draw in (0, 1):
+        finetuning(tmp_path / f"sweep/runs/{draw}", place / "test-store", draw)
+    options = ["--test-store", tests, "--labels-per-class", "2", "--baselines", "none", "--seeds", "3"]
+    assert probe(place, tmp_path / "out", *options, "--finetuned", str(tmp_path / "sweep")) == 0
+    scores = json.loads((tmp_path / "out" / "scores.json").read_text())
+    by_name = {_curve(s): s for s in scores["summary"]}
+    scratch = by_name["from scratch", "finetune", 2]
+    rows = [r for r in scores["rows"] if r["encoder"] == "from scratch"]
+    assert [r["seed"] for r in rows] == [0, 1] and rows[1]["calibration_error"] == pytest.approx(0.3)
+    assert rows[1]["balanced_accuracy"] == 1.0 > rows[0]["balanced_accuracy"]
+    assert scratch["mean"] == pytest.approx(np.mean([r["balanced_accuracy"] for r in rows]), abs=1e-6)
+    assert scratch["kind"] == "scratch" and scratch["transductive"] is False
+    # Over the two draws that both have, of the three that the encoder has.
+    linear = [r["balanced_accuracy"] for r in scores["rows"] if _curve(r) == ("tiny", "linear", 2) and r["seed"] < 2]
+    gains = {(d["baseline"], d["method"]): d for d in scores["differences"]}
+    assert gains["from scratch", "linear"]["mean"] == pytest.approx(np.mean(linear) - scratch["mean"], abs=1e-5)
+    assert "from scratch" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"used": 9}, "was trained on 9 labels, where the probe draws 6"),
+        ({"labels": 5}, "it has 5 labels a class of draw 0, which the probe has not; see --labels-per-class"),
+        ({"split_seed": 1}, "is of split 1, and the probe has 0 alone"),
+        ({"seed": 3}, "are the same replicate"),
+        ({"store": "store"}, "was tested on 48 samples, which are not the 18"),
+    ],
+)
+def test_a_fine_tuning_of_other_labels_is_refused(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], changed: dict[str, object], message: str
+) -> None:
+    made = {"store": "test-store", **changed}
+    run = finetuning(tmp_path / "run", place / str(made.pop("store")), 0, **made)  # type: ignore[arg-type]
+    runs = ["--finetuned", str(run)] * (2 if "seed" in changed else 1)
+    if "seed" in changed:
+        runs[-1] = str(finetuning(tmp_path / "again", place / "test-store", 0, seed=3))
+    options = ["--test-store", str(place / "test-store"), "--labels-per-class", "2", *runs]
+    assert probe(place, tmp_path / "out", *options) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error and "\n" not in error
+
+
 def test_each_micrograph_is_left_out_in_turn(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     options = ["--split", "leave-one-group-out", "--labels-per-class", "2", "--baselines", "texture", "--seeds", "1"]
