@@ -73,7 +73,8 @@ def normalise(
     at, there = _place(
         channels, pixels, by_sample, by_pixel, by_channel, sample, c, tl.program_id(2) * P + tl.arange(0, P)
     )
-    of_group, inside, wide = sample // chunk * channels + c, c < channels, mean.dtype.element_ty
+    of_group, inside = sample // chunk * channels + c, c < channels
+    wide = mean.dtype.element_ty
     m = tl.load(mean + of_group, mask=inside, other=0.0)
     s = tl.load(scale + of_group, mask=inside, other=0.0)
     b = tl.load(bias + c, mask=inside, other=0.0)
@@ -87,7 +88,8 @@ def sums(
 ):
     """Sums of dy and of dy * (x - mean) over the pixels of a sample."""
     sample, c = tl.program_id(0), tl.program_id(1) * C + tl.arange(0, C)
-    wide, inside = made.dtype.element_ty, c < channels
+    wide = made.dtype.element_ty
+    inside = c < channels
     m = tl.load(mean + sample // chunk * channels + c, mask=inside, other=0.0)
     plain, product = tl.zeros((P, C), wide), tl.zeros((P, C), wide)
     for first in range(0, pixels, P):
@@ -123,7 +125,8 @@ def combine(
     at, there = _place(
         channels, pixels, by_sample, by_pixel, by_channel, sample, c, tl.program_id(2) * P + tl.arange(0, P)
     )
-    of_group, inside, wide = sample // chunk * channels + c, c < channels, mean.dtype.element_ty
+    of_group, inside = sample // chunk * channels + c, c < channels
+    wide = mean.dtype.element_ty
     m = tl.load(mean + of_group, mask=inside, other=0.0)
     a = tl.load(scale + of_group, mask=inside, other=0.0)
     b = tl.load(slope + of_group, mask=inside, other=0.0)

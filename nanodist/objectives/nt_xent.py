@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from hpc.collectives import Group, group_rank, group_size
+from nanodist.objectives import nt_xent_gpu
 from nanodist.objectives.exchange import largest_over_ranks, rows_of_all, sum_over_ranks
 from nanodist.objectives.given import differentiable
+from nanodist.objectives.nt_xent_gpu import SumsOnGPU
 from nanodist.objectives.tiles import Form, Negatives, Sizes, Tile, grid, shared_out, sizes
 
 # Similarities run from -scale to +scale as exponents of 2. Up to here no sum of their powers can leave float32 (2^-126
@@ -167,7 +169,11 @@ def nt_xent(
         own.mul_(math.sqrt(scale) / lengths)  # unit vectors whose products are the exponents of 2
         kin_of_all = None if kin is None else rows_of_all(kin, kin.new_empty(total), group)
         z = _of_all(own, torch.bfloat16 if narrow else own.dtype, group)
-        sums = _Sums(z, kin_of_all, form, own.dtype, scale <= SAFE[own.dtype], group, size or sizes(z))
+        sums: _Sums | SumsOnGPU
+        if size is None and nt_xent_gpu.fits(z):
+            sums = SumsOnGPU(z, kin_of_all, form, group)
+        else:
+            sums = _Sums(z, kin_of_all, form, own.dtype, scale <= SAFE[own.dtype], group, size or sizes(z))
         positive = rows_of_all((own[0] * own[1]).sum(1), own.new_empty(total), group).repeat(2)
         negative = sums.log2()
         # log2 of (all terms / positive term), which keeps its digits where the loss is small.

@@ -12,10 +12,12 @@ import torch
 from hpc.batch_norm import convert, make_layout
 from hpc.devices import inference_device
 from nanodist.encoders import EncoderSpec, random_encoder
+from nanodist.objectives import nt_xent
 from nanodist.shards import PackOptions, pack
 from nanodist.synth import MORPHOLOGIES, Settings, write_dataset
 from nanodist.views import draw, on_cpu, on_device
 from nanodist.views.noise import unit_noise
+from tests.nanodist.original_objectives import original_nt_xent
 from tests.nanodist.test_objectives import FORMS, _projections
 from tests.nanodist.test_views import VARIED, _tiles
 
@@ -59,6 +61,19 @@ def test_objectives_and_gradients_are_those_of_the_papers(name):
     ours(*got, None).backward()
     for x, y in zip(got, want, strict=True):
         torch.testing.assert_close(x.grad.cpu(), y.grad, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("width", [64, 128, 200])
+def test_nt_xent_of_many_views(dtype, most, width):
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(700, width, generator=generator)
+    views = [x.to(dtype) for x in (a, a + 0.5 * torch.randn(700, width, generator=generator))]
+    want, got = ([x.to(*t).requires_grad_() for x in views] for t in ((torch.float64,), ("cuda",)))
+    original_nt_xent(*want, 0.2).backward()
+    nt_xent(*got, 0.2).backward()
+    a, b = (torch.cat([x.grad.double().cpu() for x in both]) for both in (got, want))
+    assert (a - b).norm() / b.norm() < most
 
 
 def test_batch_norm_over_groups():
