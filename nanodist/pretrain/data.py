@@ -106,6 +106,8 @@ def identity(
     elif recipe.init_from and not named_by_timm(recipe.init_from):
         inputs["init_from"] = weights_hash(recipe.init_from)
     what = recipes.to_dict(recipe, what_only=True)
+    if "init_from" in inputs:  # the weights count, not where they lie
+        what["init_from"] = ""
     return recipes.identity_hash(what, inputs), {**what, "inputs": inputs}
 
 

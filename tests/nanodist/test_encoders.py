@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torchvision
 from safetensors.torch import save_file
 
 from hpc.checkpoint import files
@@ -109,6 +110,16 @@ def test_weights_of_imagenet_in_a_file_are_an_encoder(tmp_path):
     with torch.inference_mode():
         colours = published.forward_head(published.forward_features(grey.expand(-1, 3, -1, -1)), pre_logits=True)
     np.testing.assert_allclose(new.embed(IMAGES), colours.numpy(), atol=1e-4)
+
+    theirs = torchvision.models.resnet18().eval()
+    theirs.bn1.running_mean.normal_()  # as after a training
+    torch.save(theirs.state_dict(), tmp_path / "theirs.pth")
+    theirs.fc = torch.nn.Identity()
+    with torch.inference_mode():
+        features = theirs(grey.expand(-1, 3, -1, -1))
+    np.testing.assert_allclose(
+        load_encoder(f"timm:resnet18@{tmp_path / 'theirs.pth'}").embed(IMAGES), features, atol=1e-4
+    )
 
     (tmp_path / "notes.pth").write_text("none")
     wrong = [

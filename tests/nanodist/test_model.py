@@ -1,4 +1,5 @@
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,14 +9,19 @@ from hpc.config import apply_overrides, build
 from hpc.errors import UserError
 from nanodist.encoders import EncoderSpec, create_trunk, random_encoder
 from nanodist.export.weights import export_timm
+from nanodist.pretrain.data import identity
 from nanodist.pretrain.model import build_model
 from nanodist.pretrain.recipe import PretrainRecipe, load_recipe, packaged_recipes
 
 BASE = ["encoder.trunk=resnet10t", "projector.widths=[16, 8]", "train.channels_last=false"]
 
 
+def _recipe(*overrides):
+    return build(PretrainRecipe, apply_overrides({}, [*BASE, *overrides]))
+
+
 def _model(*overrides):
-    recipe = build(PretrainRecipe, apply_overrides({}, [*BASE, *overrides]))
+    recipe = _recipe(*overrides)
     return build_model(recipe, recipe.encoder_spec(0.5, 0.2), Layout(4, 4))
 
 
@@ -76,6 +82,16 @@ def test_warm_start_takes_the_trunk_of_an_export(tmp_path):
     assert all(torch.equal(model[f"trunk.{name}"], t) for name, t in expected.items())
     with pytest.raises(UserError, match="does not fit trunk 'resnet14t'"):
         _model(f"init_from={tmp_path / 'e'}", "encoder.trunk=resnet14t")
+    # A run is known by the weights that it begins with, wherever they lie.
+    store = SimpleNamespace(manifest_hash="m")
+    shutil.copytree(tmp_path / "e", tmp_path / "moved")
+    export_timm(random_encoder(EncoderSpec("resnet10t", 32, 0.5, 0.2), seed=78), tmp_path / "other", {"name": "e"})
+    file = tmp_path / "e" / "model.safetensors"
+    known = [
+        identity(_recipe(f"init_from={source}"), store)[0]
+        for source in (tmp_path / "e", tmp_path / "moved", tmp_path / "other", f"timm:resnet10t@{file}")
+    ]
+    assert known[0] == known[1] and len(set(known)) == 3
     with pytest.raises(UserError, match="no such folder"):
         _model("init_from=nowhere")
 
