@@ -98,8 +98,8 @@ class Layout:
         if self.world is not None:
             dist.all_reduce(pending, group=self.world)
             pending /= group_size(self.world)
-        for layer, part in zip(active, pending.split([2 * layer.num_features for layer in active]), strict=True):
-            layer.move(part.view(2, -1))
+        parts = pending.split([2 * layer.num_features for layer in active])
+        _move(active, [part.view(2, -1) for part in parts])
 
     def forget(self) -> None:
         """Drop what was seen since the last update, without moving anything."""
@@ -366,12 +366,20 @@ class GroupedBatchNorm(nn.Module):
         self.layout.note(self, seen)
         return y  # type: ignore[no-any-return]
 
-    def move(self, statistics: Tensor) -> None:
-        """Move the running statistics towards ``statistics`` (2, C: mean, variance) by the momentum."""
-        self.running_mean.lerp_(statistics[0].to(self.running_mean), self.momentum)
-        self.running_var.lerp_(statistics[1].to(self.running_var), self.momentum)
-        self.num_batches_tracked += 1
-        self.seen.clear()
+
+def _move(layers: list[GroupedBatchNorm], statistics: list[Tensor]) -> None:
+    """Move the running statistics of ``layers`` towards ``statistics`` (2, C: mean, variance) by their momentum.
+
+    All layers of one momentum together, as a GPU waits for the launch of each small call.
+    """
+    for momentum in dict.fromkeys(layer.momentum for layer in layers):
+        same = [(layer, seen) for layer, seen in zip(layers, statistics, strict=True) if layer.momentum == momentum]
+        old = [old for layer, _ in same for old in (layer.running_mean, layer.running_var)]
+        new = [half.to(layer.running_mean) for layer, seen in same for half in seen.unbind()]
+        torch._foreach_lerp_(old, new, momentum)
+        torch._foreach_add_([layer.num_batches_tracked for layer, _ in same], 1)
+    for layer in layers:
+        layer.seen.clear()
 
 
 def convert(module: nn.Module, layout: Layout) -> nn.Module:

@@ -9,6 +9,7 @@ by channels of one sample and strides of its own.
 from __future__ import annotations
 
 import importlib.util
+from functools import cache
 from typing import Any
 
 import torch
@@ -20,10 +21,12 @@ _TILE = 4096
 
 def fits(x: Tensor) -> bool:
     """Whether ``x`` (n, C, H, W) is for these kernels."""
-    return x.is_cuda and x.dim() == 4 and _there()
+    return x.is_cuda and x.dim() == 4 and triton_there()
 
 
-def _there() -> bool:
+@cache
+def triton_there() -> bool:
+    """Whether Triton is installed; looked up once, as a step asks hundreds of times."""
     return importlib.util.find_spec("triton") is not None
 
 

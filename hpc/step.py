@@ -49,13 +49,15 @@ def train_step(
     cache = GradientCache(task, engine, parts) if len(parts) > 1 else None
     outputs = cache.embed() if cache else task.forward(engine.forward, parts[0])
     loss = task.loss(outputs, batch)
-    value, norm = float(loss.detach()), math.nan
-    if math.isfinite(value):
-        if cache:
-            cache.backward(loss)
-        else:
-            engine.backward(loss)
-        norm = engine.gradient_norm()
+    if cache:
+        cache.backward(loss)
+    else:
+        engine.backward(loss)
+    # A GPU still works on the backward pass here. The first number that is read waits for it.
+    task.ahead()
+    norm = engine.gradient_norm()
+    value = float(loss.detach())
+    norm = norm if math.isfinite(value) else math.nan
     taken = math.isfinite(norm)
     if taken:
         engine.step(lr)

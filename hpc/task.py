@@ -46,6 +46,10 @@ class Task(Protocol):
         """The loss of the global batch, the same on every rank; gradients as :mod:`hpc.collectives` says."""
         ...
 
+    def ahead(self) -> None:
+        """What can be begun for the next step while a GPU is busy with this one; may do nothing."""
+        ...
+
     def after_step(self) -> None:
         """What moves once an optimizer step, such as running statistics."""
         ...

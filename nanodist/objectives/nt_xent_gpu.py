@@ -6,23 +6,27 @@ each rank goes over all columns for its own share of the rows.
 
 from __future__ import annotations
 
-import importlib.util
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hpc.batch_norm_gpu import triton_there
 from hpc.collectives import Group, group_rank, group_size
 from nanodist.objectives.exchange import sum_over_ranks
 from nanodist.objectives.tiles import Form
 
 # Rows and columns of a block, and the warps that work on it: the largest that fits is taken.
-_SHAPES = ((128, 64, 8), (64, 64, 4), (64, 32, 4))
+_SHAPES = ((64, 64, 4), (64, 32, 4))
+# Programs that keep a GPU busy: where there are fewer blocks of rows, the columns are parted as well. A function of the
+# batch alone, so that sums are taken in one order on any number of ranks and on any GPU.
+_PROGRAMS = 512
 
 
 def fits(z: Tensor) -> bool:
     """Whether views (2N, d) are for these kernels: float32 or bf16, on a GPU with room for a block of them."""
-    if not z.is_cuda or z.dtype not in (torch.float32, torch.bfloat16) or not importlib.util.find_spec("triton"):
+    if not z.is_cuda or z.dtype not in (torch.float32, torch.bfloat16) or not triton_there():
         return False
     return torch.cuda.get_device_capability(z.device) >= (8, 0) and _shape(z) is not None
 
@@ -63,6 +67,9 @@ class SumsOnGPU:
         numbers = each if kin is None else torch.unique(kin, return_inverse=True)[1]
         self.z, self.kin, self.group = z, numbers.int().repeat(2), group
         share = -(-total // group_size(group))
+        parts = max(1, _PROGRAMS // -(-total // 64))
+        self.columns = -(-total // (64 * parts)) * 64
+        self.parts = -(-total // self.columns)
         self.first = min(total, group_rank(group) * share)
         self.last = min(total, self.first + share)
         self.fixed: dict[str, Any] = {
@@ -78,18 +85,27 @@ class SumsOnGPU:
         """log2 of the sum over the negatives of each view (2N,); minus infinity where there is none."""
         from nanodist.objectives import nt_xent_kernels as kernels
 
-        made = self.z.new_zeros(len(self.z), dtype=torch.float32)
+        made = self.z.new_zeros(self.parts, len(self.z), dtype=torch.float32)
         self._launch(kernels.log2_sums, made)
-        return sum_over_ranks(made, self.group)
+        return sum_over_ranks(self._joined(made), self.group)
+
+    def _joined(self, parts: Tensor) -> Tensor:
+        """log2 of the sum (2N,) of the rows of this rank, by that of each part of the columns."""
+        if len(parts) == 1:
+            return parts[0]
+        whole = torch.logsumexp(parts * math.log(2), 0).div_(math.log(2))
+        whole[: self.first] = 0
+        whole[self.last :] = 0
+        return whole
 
     def gradient(self, log2_sums: Tensor) -> Tensor:
         """Sum over the negatives of each view of weight times view, (2N, d), by ``log2_sums`` (2N,) of all terms."""
         from nanodist.objectives import nt_xent_kernels as kernels
 
-        made = self.z.new_zeros(self.z.shape, dtype=torch.float32)
+        made = self.z.new_zeros(self.parts, *self.z.shape, dtype=torch.float32)
         self._launch(kernels.gradient, log2_sums.contiguous(), made)
-        return sum_over_ranks(made, self.group)
+        return sum_over_ranks(made.sum(0), self.group)
 
     def _launch(self, kernel: Any, *tensors: Tensor) -> None:
-        grid = (max(1, -(-(self.last - self.first) // self.fixed["M"])),)
-        kernel[grid](self.z, self.kin, *tensors, self.first, self.last, *self.z.shape, **self.fixed)
+        grid = (max(1, -(-(self.last - self.first) // self.fixed["M"])), self.parts)
+        kernel[grid](self.z, self.kin, *tensors, self.first, self.last, *self.z.shape, self.columns, **self.fixed)

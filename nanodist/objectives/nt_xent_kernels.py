@@ -1,7 +1,7 @@
 """The kernels of :mod:`nanodist.objectives.nt_xent_gpu`; imported where they run, as Triton comes with a GPU's torch.
 
-A program takes ``M`` views and goes over all others, ``N`` at a time: similarities live and die in registers. Every sum
-is taken in the order of the columns, whatever rank has the rows.
+A program takes ``M`` views and goes over ``columns`` of all, ``N`` at a time: similarities live and die in registers.
+Every sum is taken in the order of the columns, whatever rank has the rows.
 """
 
 # mypy: ignore-errors
@@ -39,6 +39,7 @@ def log2_sums(
     last,
     total,
     width,
+    columns,
     CROSS: tl.constexpr,
     PRECISION: tl.constexpr,
     M: tl.constexpr,
@@ -50,13 +51,15 @@ def log2_sums(
     x = _views(z, i, total, width, D)
     kin_of_i = tl.load(kin + i, mask=i < total, other=-2)
     most, sums = tl.full((M,), -1e30, tl.float32), tl.zeros((M,), tl.float32)
-    for start in range(0, total, N):
+    left = tl.program_id(1) * columns
+    for start in range(left, tl.minimum(left + columns, total), N):
         j = start + tl.arange(0, N)
         s = _similar(x, _views(z, j, total, width, D), i, j, kin_of_i, kin, total, CROSS, PRECISION)
         higher = tl.maximum(most, tl.max(s, 1))
         sums = sums * tl.exp2(most - higher) + tl.sum(tl.exp2(s - higher[:, None]), 1)
         most = higher
-    tl.store(made + i, tl.where(sums > 0, most + tl.log2(sums), float("-inf")), mask=i < last)
+    out = made + tl.program_id(1).to(tl.int64) * total
+    tl.store(out + i, tl.where(sums > 0, most + tl.log2(sums), float("-inf")), mask=i < last)
 
 
 @triton.jit
@@ -69,6 +72,7 @@ def gradient(
     last,
     total,
     width,
+    columns,
     CROSS: tl.constexpr,
     PRECISION: tl.constexpr,
     M: tl.constexpr,
@@ -81,7 +85,8 @@ def gradient(
     kin_of_i = tl.load(kin + i, mask=i < total, other=-2)
     known_i = tl.load(known + i, mask=i < total, other=0.0)
     sums = tl.zeros((M, D), tl.float32)
-    for start in range(0, total, N):
+    left = tl.program_id(1) * columns
+    for start in range(left, tl.minimum(left + columns, total), N):
         j = start + tl.arange(0, N)
         y = _views(z, j, total, width, D)
         s = _similar(x, y, i, j, kin_of_i, kin, total, CROSS, PRECISION)
@@ -90,4 +95,5 @@ def gradient(
         sums += tl.dot(weights.to(y.dtype), y, input_precision=PRECISION)
     d = tl.arange(0, D)
     there = (i < last)[:, None] & (d < width)[None, :]
-    tl.store(made + i[:, None].to(tl.int64) * width + d[None, :], sums, mask=there)
+    out = made + tl.program_id(1).to(tl.int64) * total * width
+    tl.store(out + i[:, None].to(tl.int64) * width + d[None, :], sums, mask=there)

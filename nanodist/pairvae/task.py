@@ -147,6 +147,9 @@ class PairVAETask:
             loss = loss + weights["barlow"] * coupled.to(loss.dtype)
         return loss
 
+    def ahead(self) -> None:
+        """Nothing is begun before its time."""
+
     def after_step(self) -> None:
         """Running statistics of BatchNorm move."""
         self.layout.update_running_statistics()

@@ -70,6 +70,9 @@ class PretrainTask:
         self.evaluator: Callable[[PretrainTask], dict[str, float]] | None = None
         self.pictures: Path | None = None
         self.step = 0
+        self._steps_total = recipe.train.total_steps(len(store))
+        self._source: Iterator[Batch] | None = None
+        self._made: tuple[Batch, Tensor] | None = None
         self._replaced: list[tuple[str, str, str]] = []
         self._told = 0
 
@@ -94,12 +97,29 @@ class PretrainTask:
             pinned_for(self.device),
         )
         self._replaced, self._told = loader.replaced, 0
+        self._source, self._made = iter(loader), None
         try:
-            for batch in loader:
+            while (batch := self._next()) is not None:
                 self.step = batch.step + 1
                 yield batch
         finally:
+            self._source, self._made = None, None
             loader.close()
+
+    def _next(self) -> Batch | None:
+        """The batch that was made ahead and not yet given, or that of the loader."""
+        if self._made is not None and self._made[0].step >= self.step:
+            return self._made[0]
+        return next(self._source, None) if self._source is not None else None
+
+    def ahead(self) -> None:
+        """On a GPU: the next batch and its views, so that making them hides behind the backward pass."""
+        self._made = None
+        if self.device.type != "cuda" or self._source is None or self.step >= self._steps_total:
+            return
+        batch = next(self._source, None)
+        if batch is not None:
+            self._made = batch, self.views(batch)
 
     def views(self, batch: Batch) -> Tensor:
         """Views (2, n, 1, S, S) in [0, 1] of a batch, on the device."""
@@ -111,7 +131,8 @@ class PretrainTask:
 
     def parts(self, batch: Batch) -> list[Tensor]:
         """The views (2, m, 1, S, S) of each micro-batch. They are kept for a step, also where it caches gradients."""
-        return list(self.views(batch).chunk(self.micro_batches, 1))
+        views = self._made[1] if self._made and self._made[0] is batch else self.views(batch)
+        return list(views.chunk(self.micro_batches, 1))
 
     def forward(self, model: Callable[..., Any], part: Tensor) -> dict[str, Tensor]:
         """Projections ``a`` and ``b`` (m, d) of the views of one micro-batch."""

@@ -49,6 +49,9 @@ class Coupled:
         own = outputs["z"] @ z.T
         return sum_of_shares(own.logsumexp(1).sum() - outputs["z"].square().sum(), self.group) / BATCH
 
+    def ahead(self):
+        pass
+
     def after_step(self):
         self.layout.update_running_statistics()
 

@@ -54,7 +54,7 @@ for dtype in (torch.float64, torch.bfloat16):
 from nanodist.objectives import nt_xent, nt_xent_gpu
 from tests.nanodist.original_objectives import original_nt_xent
 
-cases = (0.2, None, "nt_xent"), (0.01, torch.arange(75) % 7, "nt_xent"), (0.2, None, "cross_view")
+cases = (0.2, None, "nt_xent"), (0.05, torch.arange(75) % 7, "nt_xent"), (0.2, None, "cross_view")
 for temperature, kin, form in cases:
     generator = torch.Generator().manual_seed(0)
     a = torch.randn(75, 20, generator=generator)

@@ -88,6 +88,9 @@ class LabelledTask(ABC):
         """BatchNorm's running statistics do not see a micro-batch twice."""
         return self.layout.replaying()
 
+    def ahead(self) -> None:  # noqa: B027, nothing by default
+        """Nothing is begun before its time."""
+
     def after_step(self) -> None:
         """Running statistics of BatchNorm move, where they are not frozen."""
         self.layout.update_running_statistics()
