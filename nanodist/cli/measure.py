@@ -30,6 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RUN",
         help="Segmentation run of nanodist finetune: MASKS are micrographs, which it segments first (OUT/predicted).",
     )
+    parser.add_argument(
+        "--faint",
+        type=float,
+        metavar="PROBABILITY",
+        help="With --run: pixels of at least this probability (such as 0.3) belong to likelier ones that they touch.",
+    )
     parser.add_argument("--out", type=Path, required=True, help="New folder for tables, summary and figures.")
     parser.add_argument("--pixel-size-nm", type=float, help="Side of a pixel in nm, for files that do not state one.")
     parser.add_argument(
@@ -84,6 +90,8 @@ def run(args: argparse.Namespace) -> int:
     request = Request(
         args.pixel_size_nm, args.override_pixel_size, args.meaning, args.value, not args.no_overlays, args.rois
     )
+    if args.faint is not None and args.run is None:
+        raise UserError("--faint is for micrographs that --run segments; of masks there are no probabilities")
     try:
         if args.run is None:
             images, skipped = measure_files(args.masks, args.out, options, request)
@@ -116,7 +124,7 @@ def _segmented_first(args: argparse.Namespace, options: Options, request: Reques
 
     refuse(args.out, request)
     torch.set_num_threads(threads_of_rank(1))
-    loaded = load_segmenter(args.run)
+    loaded = load_segmenter(args.run, args.faint)
     specimens = {str(path): [path] for path in args.masks if path.is_dir()}
     loose = [path for path in args.masks if not path.is_dir()]
     specimens |= {"files": loose} if loose else {}

@@ -13,6 +13,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", type=Path, metavar="RUN", help="Run directory of nanodist finetune.")
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGES", help="Micrographs, or folders of them.")
     parser.add_argument("--out", type=Path, required=True, help="Folder for the table, the contact sheet and report.")
+    parser.add_argument(
+        "--faint",
+        type=float,
+        metavar="PROBABILITY",
+        help="Of masks: pixels of at least this probability (such as 0.3) belong to likelier ones that they touch, so "
+        "that thin, faint wires are not broken.",
+    )
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 takes the cores that there are.")
 
 
@@ -21,14 +28,18 @@ def run(options: argparse.Namespace) -> int:
     import torch
 
     from hpc.environment import threads_of_rank
+    from hpc.errors import UserError
     from nanodist.downstream.finetune.load import kind_of, load_classifier
     from nanodist.downstream.finetune.predict import REPORT, predict
 
     torch.set_num_threads(options.threads or threads_of_rank(1))
-    if kind_of(options.run) == "segmentation":
+    segmentation = kind_of(options.run) == "segmentation"
+    if options.faint is not None and not segmentation:
+        raise UserError(f"--faint is for masks, and {options.run} is a classifier: leave it out")
+    if segmentation:
         from nanodist.downstream.segment.predict import load_segmenter, predict_masks
 
-        failed = len(predict_masks(load_segmenter(options.run), options.images, options.out))
+        failed = len(predict_masks(load_segmenter(options.run, options.faint), options.images, options.out))
     else:
         failed = predict(load_classifier(options.run), options.images, options.out)
     print(options.out / REPORT)

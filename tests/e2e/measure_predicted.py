@@ -1,4 +1,4 @@
-"""``python -m tests.e2e.measure_predicted [--work FOLDER] [--true-masks]``: predicted masks measured, against truth.
+"""``python -m tests.e2e.measure_predicted [--work FOLDER] [--faint LOW] [--true-masks]``: predicted masks, measured.
 
 The whole way of a user, by the commands of a user: ``nanodist synth`` makes micrographs with masks to train on (other
 seeds than those of the test), ``pack`` and ``finetune`` train a small U-Net from nothing, ``predict`` segments 200
@@ -293,30 +293,42 @@ def percolation(jobs: Sequence[tuple[str, int]], truths: dict[str, dict[str, Any
     return agree / len(jobs)
 
 
-def measured(work: Path, run: Path, images: Path) -> Path:
+def measured(work: Path, run: Path, faint: float | None, images: Path) -> Path:
     """Predict the masks of a folder of micrographs and measure them; where the sizes are."""
-    predicted, sizes = work / "predicted" / images.name, work / "sizes" / images.name
+    predicted, sizes = work / predicted_in(faint) / images.name, work / f"sizes{_mark(faint)}" / images.name
     if not (predicted / "report.json").exists():
-        nanodist("predict", str(run), str(images), "--out", str(predicted), "--threads", "1")
+        low = () if faint is None else (f"--faint={faint}",)
+        nanodist("predict", str(run), str(images), "--out", str(predicted), "--threads", "1", *low)
     if not sizes.exists():
         sizes.parent.mkdir(parents=True, exist_ok=True)
         nanodist("measure", str(predicted / "masks"), "--as", "mask", "--rois", "--no-overlays", "--out", str(sizes))
     return sizes
 
 
-def compare(work: Path, run: Path, jobs: Sequence[tuple[str, int]], seed: int, workers: int) -> dict[str, Any]:
+def predicted_in(faint: float | None) -> str:
+    """Name of the folder of predictions, of which there is one for each threshold."""
+    return f"predicted{_mark(faint)}"
+
+
+def _mark(faint: float | None) -> str:
+    return "" if faint is None else f"-{faint:g}"
+
+
+def compare(
+    work: Path, run: Path, jobs: Sequence[tuple[str, int]], seed: int, workers: int, faint: float | None = None
+) -> dict[str, Any]:
     """Predict, measure, compare with the truth, and print."""
     test = write_test(work, jobs, seed)
     seen: dict[str, Seen] = {}
     with ThreadPoolExecutor(workers) as pool:
-        for sizes in pool.map(partial(measured, work, run), sorted((test / "images").iterdir())):
+        for sizes in pool.map(partial(measured, work, run, faint), sorted((test / "images").iterdir())):
             seen |= read_measured(sizes)
     truths, matched, dice = {}, [], []
     for job in jobs:
         name = name_of(job)
         truths[name] = truth = json.loads((test / "truth" / f"{name}.json").read_text())
         instances = read_instances(test / "truth" / f"{name}.instances.tif")
-        mask = tifffile.imread(work / "predicted" / piece_of(job) / "masks" / f"{name}.tif") > 0
+        mask = tifffile.imread(work / predicted_in(faint) / piece_of(job) / "masks" / f"{name}.tif") > 0
         union = instances.any(axis=0)
         dice.append(2 * np.count_nonzero(mask & union) / max(1, np.count_nonzero(mask) + np.count_nonzero(union)))
         none = Seen({}, [], [])
@@ -335,6 +347,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=2, help="Predictions and measurements at a time.")
     parser.add_argument("--seed", type=int, default=0, help="Of the test.")
     parser.add_argument("--steps", type=int, default=RECIPE["train"]["steps"], help="Of the training.")
+    parser.add_argument("--faint", type=float, help="Lower threshold of the predictions (default: none).")
     parser.add_argument("--work", type=Path, help="Folder that is kept; what is there is not done again.")
     parser.add_argument("--true-masks", action="store_true", help="Measure the true masks too, as measure_truth does.")
     args = parser.parse_args(argv)
@@ -342,7 +355,9 @@ def main(argv: list[str] | None = None) -> int:
         work = args.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
         work = work.resolve()
-        found = compare(work, trained(work, args.steps), test_jobs(args.micrographs), args.seed, args.workers)
+        found = compare(
+            work, trained(work, args.steps), test_jobs(args.micrographs), args.seed, args.workers, args.faint
+        )
     apart = found["apart"]
     fine = all(apart[f"{what}_median_error"] <= BAR for what in ("width", "length"))
     fine &= found["percolation_agreement"] == 1.0

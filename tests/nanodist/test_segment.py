@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ import tifffile
 import torch
 import torch.distributed as dist
 from PIL import Image
+from scipy import ndimage
+from skimage import measure
 
 from hpc import batch_norm
 from hpc.config import apply_overrides, build
@@ -17,10 +20,11 @@ from hpc.errors import UserError
 from nanodist.cli import main
 from nanodist.downstream.finetune.recipe import DecoderConfig, FinetuneRecipe, LabelsConfig
 from nanodist.downstream.segment.data import Masks
+from nanodist.downstream.segment.hysteresis import faint_classes
 from nanodist.downstream.segment.loss import dice_and_cross_entropy, mean_iou
 from nanodist.downstream.segment.maps import class_maps
 from nanodist.downstream.segment.model import Segmenter
-from nanodist.downstream.segment.predict import mask_tiff
+from nanodist.downstream.segment.predict import LoadedSegmenter, mask_tiff, segment
 from nanodist.downstream.segment.scores import boundary_f1, image_scores, mean_with_interval
 from nanodist.downstream.segment.task import SegmentTask
 from nanodist.downstream.segment.windows import strips
@@ -157,6 +161,22 @@ def test_windows_cover_a_micrograph_of_any_size_and_turn_back(shape, crop):
     np.testing.assert_allclose(made[1], pixels / 255, atol=1e-5)
 
 
+def test_faint_pixels_belong_to_what_they_touch_and_nothing_else():
+    rng = np.random.default_rng(2)
+    pixels = ndimage.gaussian_filter(rng.normal(size=(560, 40)), 1.5)  # more rows than are joined at a time
+    pixels = np.clip(100 + 255 * pixels, 0, 255).astype(np.uint8)
+    plain = LoadedSegmenter(_Threshold(), (0, 255), 32, 32, 1, Path("none"))
+    found = segment(replace(plain, faint=0.3), pixels)
+    label, sure = measure.label(pixels >= 0.3 * 255, connectivity=2), pixels > 0.5 * 255
+    np.testing.assert_array_equal(found > 0, np.isin(label, np.unique(label[sure])) & (label > 0))
+    assert sure.sum() < (found > 0).sum() < (label > 0).sum()
+    np.testing.assert_array_equal(segment(plain, pixels) > 0, sure)
+    # Of several classes a faint pixel has the likeliest one; the ground may be likelier than each and not than all.
+    likely = np.asarray([0.45, 0.8, 0.1], np.float32), np.asarray([0.25, 0.15, 0.1], np.float32)
+    likely = np.stack([likely[0], likely[1], 1 - likely[0] - likely[1]])[:, None]
+    assert faint_classes(likely, 0.3).tolist() == [[2, 0, 2]]
+
+
 @pytest.mark.parametrize("name", ["unet", "fpn"])
 def test_decoders_give_every_pixel_its_classes(name):
     spec = EncoderSpec("test_resnet", 64, 0.5, 0.2)
@@ -230,6 +250,13 @@ def test_a_run_from_masks_to_masks(store, tmp_path, capsys):
     assert len(list((tmp_path / "out" / "overlays").iterdir())) == 2
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["predicted"] == 2 and "text file" in report["not_predicted"][str(tmp_path / "notes.txt")]
+    for faint, code in ((0.6, 2), (0.01, 0)):
+        again = [*arguments[:-1], "--out", str(tmp_path / "faint"), "--threads", "1", "--faint", str(faint)]
+        assert main(again) == code
+    assert "--faint is 0.6; it must lie between 0 and 0.5" in capsys.readouterr().err
+    for one in masks:
+        more = tifffile.imread(tmp_path / "faint" / "masks" / one.name) > 0
+        assert (more >= (tifffile.imread(one) > 0)).all()
     # The same in one command, by specimens.
     line = ["measure", "--run", str(tmp_path / "run"), str(images[0].parent), str(tmp_path / "notes.txt")]
     assert main([*line, "--out", str(tmp_path / "none")]) == 2 and not (tmp_path / "none").exists()

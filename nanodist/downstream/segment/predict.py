@@ -22,6 +22,7 @@ from hpc.tables import csv_text
 from nanodist.downstream.finetune.load import read_run, size_of
 from nanodist.downstream.finetune.predict import grey, read_each
 from nanodist.downstream.finetune.recipe import DecoderConfig
+from nanodist.downstream.segment.hysteresis import faint_classes, joined
 from nanodist.downstream.segment.model import Segmenter
 from nanodist.downstream.segment.windows import strips, window_count
 from nanodist.encoders import EncoderSpec, create_trunk
@@ -37,7 +38,12 @@ COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114
 
 @dataclass(frozen=True)
 class LoadedSegmenter:
-    """A segmentation model in eval mode on the CPU, and how it wants to be shown a micrograph."""
+    """A segmentation model in eval mode on the CPU, and how it wants to be shown a micrograph.
+
+    Attributes:
+        faint: pixels of at least this probability (of all classes but the background) belong to what they touch that
+            is likelier than the background; ``None``: they do not.
+    """
 
     model: Segmenter
     values: tuple[int, ...]
@@ -45,14 +51,17 @@ class LoadedSegmenter:
     size_px: int
     symmetries: int
     checkpoint: Path
+    faint: float | None = None
 
 
-def load_segmenter(run_dir: str | Path) -> LoadedSegmenter:
-    """The model of a run directory of ``nanodist finetune`` with ``task=segmentation``.
+def load_segmenter(run_dir: str | Path, faint: float | None = None) -> LoadedSegmenter:
+    """The model of a run directory of ``nanodist finetune`` with ``task=segmentation``; ``faint`` as it has it.
 
     Raises:
-        UserError: the folder is none, or holds no whole checkpoint.
+        UserError: the folder is none, or holds no whole checkpoint, or ``faint`` is no probability below a half.
     """
+    if faint is not None and not 0.0 < faint < 0.5:
+        raise UserError(f"--faint is {faint:g}; it must lie between 0 and 0.5, such as 0.3")
     folder, task, weights = read_run(run_dir, "segmentation")
     try:
         spec = build(EncoderSpec, task["encoder"], str(folder))
@@ -68,18 +77,23 @@ def load_segmenter(run_dir: str | Path) -> LoadedSegmenter:
         symmetries = size_of(task["symmetries"], "symmetries", 8)
     except DAMAGED as error:
         raise UserError(f"{run_dir}: cannot load the model: {' '.join(str(error).split())[:300]}") from None
-    return LoadedSegmenter(model.float().eval(), values, crop_px, size_px, symmetries, folder)
+    return LoadedSegmenter(model.float().eval(), values, crop_px, size_px, symmetries, folder, faint)
 
 
 def segment(loaded: LoadedSegmenter, pixels: npt.NDArray[Any], progress: bool = False) -> U8:
     """The classes (H, W) of a uint8 or uint16 micrograph, as places in ``loaded.values``."""
+    low = loaded.faint
     bar = Progress(window_count(pixels.shape, loaded.crop_px), "segmenting", "windows", enabled=progress)
     made = strips(loaded.model, pixels, loaded.crop_px, loaded.size_px, loaded.symmetries, bar.update)
     classes = np.empty(pixels.shape, np.uint8)
+    faint = classes if low is None else np.empty_like(classes)
     for y, likely in made:
-        classes[y : y + likely.shape[1]] = likely.argmax(0)
+        rows = slice(y, y + likely.shape[1])
+        classes[rows] = likely.argmax(0)
+        if low is not None:
+            faint[rows] = faint_classes(likely, low)
     bar.close()
-    return classes
+    return classes if low is None else joined(classes, faint)
 
 
 def predict_masks(loaded: LoadedSegmenter, paths: Sequence[Path], out: Path) -> dict[str, str]:
@@ -101,6 +115,7 @@ def predict_masks(loaded: LoadedSegmenter, paths: Sequence[Path], out: Path) -> 
         "schema": 1,
         "checkpoint": str(loaded.checkpoint),
         "classes": list(loaded.values),
+        "faint": loaded.faint,
         "predicted": len(rows),
         "not_predicted": problems,
     }
