@@ -32,6 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--store", help="evaluate: the pair store; by default the one that was trained on.")
     parser.add_argument("--test-store", help="evaluate: pairs of other specimens, which are then the whole test.")
     parser.add_argument("--draws", type=int, help="generate, evaluate: images drawn from each pattern (recipe: draws).")
+    parser.add_argument(
+        "--draws-from",
+        choices=["field", "prior"],
+        help="generate, evaluate: what images drawn from a pattern begin with (recipe: draws_from).",
+    )
     parser.add_argument("--poni", type=Path, help="generate --from saxs: geometry (PONI) of frames that state none.")
     parser.add_argument("--pixel-size-nm", type=float, help="generate --from sem: pixel of images that state none.")
     parser.add_argument("--seed", type=int, default=0, help="generate, evaluate: of the draws (default: 0).")
@@ -68,7 +73,8 @@ def _generate(options: argparse.Namespace) -> int:
 
     if options.given is None or not options.rest:
         raise UserError("nanodist pairvae generate needs --from saxs or --from sem, and files to begin with")
-    wanted = Wanted(options.given, options.draws, options.seed, options.poni, options.pixel_size_nm)
+    pixel = options.pixel_size_nm
+    wanted = Wanted(options.given, options.draws, options.seed, options.poni, pixel, options.draws_from)
     print(generate(Path(options.source), [Path(name) for name in options.rest], options.out, wanted))
     return 0
 
@@ -79,5 +85,5 @@ def _evaluate(options: argparse.Namespace) -> int:
     if options.rest:
         raise UserError(f"nanodist pairvae evaluate takes no files; '{options.rest[0]}' is too much")
     store, test = options.store, options.test_store
-    print(evaluate(Path(options.source), store, options.out, options.draws, options.seed, test))
+    print(evaluate(Path(options.source), store, options.out, options.draws, options.seed, test, options.draws_from))
     return 0

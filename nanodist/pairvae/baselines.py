@@ -7,10 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
+from nanodist.pairvae.fields import amplitude_of, gaussian_field
 from nanodist.pairvae.physics import CropScattering
-from nanodist.pairvae.polar import folded
 from nanodist.scattering.pattern import Pattern
 
 F32 = npt.NDArray[np.float32]
@@ -56,29 +55,11 @@ def mean_pattern(known: Sequence[Pattern], reference: float) -> Pattern:
 def random_fields(
     pattern: Pattern, crops: CropScattering, area_fraction: float, draws: int, rng: np.random.Generator
 ) -> F32:
-    """Gaussian random fields (draws, P, P) with the scattering of ``pattern``, thresholded to an area fraction.
-
-    The flat background (the lowest twentieth of what is compared) is taken off; where nothing was measured, and below
-    the q that a crop knows, there is no scattering.
-    """
-    size = crops.size_px
-    axis = (torch.arange(size, dtype=torch.float64) - crops.middle) * crops.step_inv_nm
-    y, x = torch.meshgrid(-axis, axis, indexing="ij")
-    vectors = torch.stack([x.flatten(), y.flatten()], 1)
-    values, share = folded(
-        torch.from_numpy(pattern.intensity).double()[None],
-        torch.from_numpy(pattern.mask)[None],
-        (pattern.grid.size - 1) / 2,
-        pattern.grid.q_step_inv_nm,
-        vectors[None],
-    )
-    spectrum, known = values[0].numpy(), share[0].numpy() > 0
-    background = np.quantile(spectrum[known], 0.05)
-    inside = known & (vectors.norm(dim=1).numpy() > crops.range_inv_nm[0])
-    amplitude = np.sqrt(np.where(inside, np.maximum(spectrum - background, 0.0), 0.0)).reshape(size, size)
-    amplitude = np.fft.ifftshift(amplitude)
+    """Gaussian random fields (draws, P, P) with the scattering of ``pattern``, thresholded to an area fraction."""
+    amplitude = amplitude_of(pattern, crops)
     made = []
     for _ in range(draws):
-        field = np.fft.ifft2(np.fft.fft2(rng.standard_normal((size, size))) * amplitude).real
+        empty = np.zeros((crops.size_px, crops.size_px)) if amplitude is None else amplitude
+        field = gaussian_field(empty, rng)
         made.append(field > np.quantile(field, 1 - area_fraction))
     return np.stack(made).astype(np.float32)

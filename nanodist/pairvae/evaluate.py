@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -94,7 +95,13 @@ def _truths(data: PairData, geometry: Geometry, left_out: set[str]) -> list[Trut
 
 
 def evaluate(
-    run_dir: Path, store: str | None, out: Path, draws: int | None = None, seed: int = 0, test_store: str | None = None
+    run_dir: Path,
+    store: str | None,
+    out: Path,
+    draws: int | None = None,
+    seed: int = 0,
+    test_store: str | None = None,
+    draws_from: Literal["field", "prior"] | None = None,
 ) -> str:
     """Score a run, write tables and figures to ``out``, and return the table as text.
 
@@ -105,11 +112,12 @@ def evaluate(
         draws: images for each pattern; the recipe's unless given.
         seed: of the draws.
         test_store: of other specimens, which are then the whole test.
+        draws_from: what draws of images begin with; as the recipe says unless given.
 
     Raises:
         UserError: run, store or folder do not suit.
     """
-    trained = load(run_dir)
+    trained = load(run_dir).drawing(draws_from)
     known = open_store(store or trained.recipe.data.store)
     test = open_store(test_store) if test_store else None
     return evaluate_pairs(trained, load(run_dir, "solo"), known, out, draws, seed, test)

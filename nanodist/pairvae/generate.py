@@ -31,8 +31,8 @@ from nanodist.scattering.write import write_pattern
 
 TABLE_FILE = "descriptors.csv"
 _BEFORE = (
-    "; this run knows latents and reconstructions of its training alone, and misses much that is unlike it: give its "
-    "training command again, which trains nothing and writes the rest"
+    "; this run is of before: it draws from the prior, and knows only latents and reconstructions of its training; "
+    "give its training command again, which trains nothing and writes the rest"
 )
 
 
@@ -46,6 +46,7 @@ class Wanted:
         seed: of the draws.
         poni: geometry of frames that state none.
         pixel_size_nm: of images that state none.
+        draws_from: what draws begin with; ``None``: as the recipe says.
     """
 
     given: Literal["saxs", "sem"]
@@ -53,6 +54,7 @@ class Wanted:
     seed: int = 0
     poni: Path | None = None
     pixel_size_nm: float | None = None
+    draws_from: Literal["field", "prior"] | None = None
 
 
 def generate(run_dir: Path, files: Sequence[Path], out: Path, wanted: Wanted) -> str:
@@ -68,7 +70,7 @@ def generate(run_dir: Path, files: Sequence[Path], out: Path, wanted: Wanted) ->
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out} exists already; give a new folder")
-    trained, known = load(run_dir), read_reference(run_dir)[wanted.given]
+    trained, known = load(run_dir).drawing(wanted.draws_from), read_reference(run_dir)[wanted.given]
     make: Callable[..., dict[str, Any]] = _sem_of if wanted.given == "saxs" else _saxs_of
     rows: list[dict[str, Any]] = []
     with atomic.directory(out) as folder:

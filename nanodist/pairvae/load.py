@@ -6,25 +6,29 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from hpc.checkpoint.files import CheckpointError, latest_checkpoint, read_state, read_tensors
 from hpc.config import build, parse_yaml
 from hpc.errors import UserError
-from hpc.seeding import key
+from hpc.seeding import generator, key
 from nanodist.encoders import Encoder, EncoderSpec, create_trunk
 from nanodist.fitting import DAMAGED, fitting, refuse_options
 from nanodist.pairvae.data import normals
+from nanodist.pairvae.fields import first_images
 from nanodist.pairvae.model import Geometry, Inputs, PairModel, build_model
+from nanodist.pairvae.physics import CropScattering
 from nanodist.pairvae.recipe import RECIPE_FILE, PairVAERecipe, Stage
 from nanodist.scattering.pattern import Pattern
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
+REFERENCE_FILE, LEVELS = "reference.safetensors", "sem.levels"
 _AT_ONCE = 16
 _MOST_RECIPE_BYTES = 1 << 20
 
@@ -39,6 +43,7 @@ class Trained:
         train: keys of the items that it was trained on.
         store: hash of the manifest of the store.
         checkpoint: where the weights came from.
+        levels: quantiles of the grey levels that were trained on, evenly from 0 to 1; ``None`` where the run has none.
     """
 
     recipe: PairVAERecipe
@@ -46,6 +51,7 @@ class Trained:
     train: tuple[str, ...]
     store: str
     checkpoint: Path
+    levels: F64 | None = None
 
     @property
     def geometry(self) -> Geometry:
@@ -54,14 +60,58 @@ class Trained:
 
     @torch.inference_mode()
     def sem_of(self, pattern: Pattern, draws: int, seed: int, name: str) -> F32:
-        """Images (draws, P, P) in [0, 1] of a pattern: draws of its latent, and of what a pattern does not know."""
+        """Images (draws, P, P) in [0, 1] of a pattern: draws of its latent, and of what a pattern does not know.
+
+        The latter, an image's own map, is drawn from its prior, or is that of a random field which scatters as the
+        pattern does, after some rounds of the model's own chain (see :meth:`_settled`): recipe key ``draws_from``.
+        """
         latent = self.model.encode_saxs(self._inputs([pattern], None))
         words = [key(seed, "pairvae-draw", name, number) for number in range(draws)]
         noise = torch.from_numpy(normals(words, self.model.latent_dim + self.model.image_noise))
         z = latent.mean + torch.exp(0.5 * latent.log_variance) * noise[:, : self.model.latent_dim]
         own = noise[:, self.model.latent_dim :]
+        if self.from_fields:
+            assert self.levels is not None
+            streams = [generator(seed, "pairvae-field", name, number) for number in range(draws)]
+            crops = CropScattering(self.geometry.size_px, self.geometry.pixel_size_nm)
+            images = first_images(pattern, crops, self.levels, streams)
+            if images is not None:
+                own = self._settled(z, own, images, [key(seed, "pairvae-round", name, n) for n in range(draws)])
         made = [self.model.decode_sem(z[i : i + _AT_ONCE], own[i : i + _AT_ONCE]) for i in range(0, draws, _AT_ONCE)]
         return np.asarray(torch.cat(made)[:, 0].numpy(), np.float32)
+
+    @property
+    def from_fields(self) -> bool:
+        """Whether draws begin with random fields."""
+        return self.recipe.draws_from == "field" and self.levels is not None and self.model.image_noise > 0
+
+    def drawing(self, draws_from: Literal["field", "prior"] | None) -> Trained:
+        """The same, with draws that begin otherwise, unless ``None``."""
+        if draws_from is None:
+            return self
+        return dataclasses.replace(self, recipe=dataclasses.replace(self.recipe, draws_from=draws_from))
+
+    def _settled(self, z: Tensor, noise: Tensor, images: F32, words: Sequence[int]) -> Tensor:
+        """Maps (n, m) of ``images`` (n, P, P), encoded, drawn and decoded under ``z`` (n, d) again and again.
+
+        With the shared vector held, that is a chain whose draws come ever nearer to what the model was trained on
+        (pseudo-Gibbs sampling; Rezende, Mohamed, Wierstra, ICML 2014). The prior of a map is white, but maps of images
+        are waves: draws from the prior are none that the decoder has seen.
+        """
+        found = []
+        for first in range(0, len(z), _AT_ONCE):
+            part = slice(first, first + _AT_ONCE)
+            seen, drawn = list(images[part]), noise[part]
+            for number in range(self.recipe.rounds + 1):
+                latent = self.model.encode_own(self._inputs(None, seen))
+                own = latent.mean + torch.exp(0.5 * latent.log_variance) * drawn
+                if number < self.recipe.rounds:
+                    seen = list(self.model.decode_sem(z[part], own)[:, 0].numpy())
+                    drawn = torch.from_numpy(
+                        normals([key(word, "round", number) for word in words[part]], noise.shape[1])
+                    )
+            found.append(own)
+        return torch.cat(found)
 
     @torch.inference_mode()
     def saxs_of(self, crops: Sequence[F32]) -> F32:
@@ -133,9 +183,20 @@ def load(run_dir: Path, stage: Stage = "pair") -> Trained:
 
         model = fitting(make, read_tensors(folder / "model.safetensors"), folder)
         train = tuple(str(name) for name in task["train"])
-        return Trained(recipe, model.float().eval(), train, str(task["store"]), folder)
+        levels = _levels(run_dir / REFERENCE_FILE) if stage == "pair" else None
+        return Trained(recipe, model.float().eval(), train, str(task["store"]), folder, levels)
     except (CheckpointError, *DAMAGED) as error:
         raise UserError(f"{run_dir}: cannot load the PairVAE: {' '.join(str(error).split())[:300]}") from None
+
+
+def _levels(path: Path) -> F64 | None:
+    """Grey levels of the training part, which a run that is still trained, and one of before, does not have."""
+    found = read_tensors(path).get(LEVELS) if path.is_file() else None
+    if found is None:
+        return None
+    if found.ndim != 1 or len(found) < 2 or not bool(torch.isfinite(found).all()):
+        raise CheckpointError(f"{path} holds no grey levels")
+    return np.asarray(found.double().numpy())
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -139,6 +139,10 @@ class PairModel(nn.Module, ABC):
     def reconstruct_sem(self, inputs: Inputs) -> Tensor:
         """Images (n, 1, P, P) from the images' own latents."""
 
+    def encode_own(self, inputs: Inputs) -> Latent:
+        """What images know beside the shared latent, (n, :attr:`image_noise`), where a preset has it."""
+        raise NotImplementedError(f"{type(self).__name__} has no map of an image's own")
+
     @property
     @abstractmethod
     def latent_dim(self) -> int:

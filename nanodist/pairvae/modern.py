@@ -133,6 +133,10 @@ class Modern(PairModel):
         """The shared vector of images."""
         return self._encode_sem(inputs)[0]
 
+    def encode_own(self, inputs: Inputs) -> Latent:
+        """The own map of images."""
+        return self._encode_sem(inputs)[1]
+
     def _log_polar(self, z: Tensor) -> Tensor:
         """Natural logarithm of the expected intensity at the polar nodes, (n, 1, rows, columns)."""
         return self.saxs_decoder(z) + self.ring_log[:, None] + self.saxs_level(z)[..., None, None]

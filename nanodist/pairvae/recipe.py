@@ -113,6 +113,12 @@ class PairVAERecipe:
     solo: StageConfig = section(StageConfig)
     pair: StageConfig = section(StageConfig)
     draws: int = option(8, "SEM images that evaluate and generate draw from a pattern.", low=1, how=True)
+    draws_from: Literal["field", "prior"] = option(
+        "field",
+        "modern: what draws of images begin with: random fields that scatter as the pattern does, or the prior.",
+        how=True,
+    )
+    rounds: int = option(4, "modern, with field: how often a draw is encoded and decoded again.", low=0, how=True)
     engine: EngineConfig = section(EngineConfig, how=True)
     checkpoint: SavingConfig = section(SavingConfig, how=True)
     guard: GuardConfig = section(GuardConfig, how=True)

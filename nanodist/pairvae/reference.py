@@ -17,13 +17,12 @@ from hpc.errors import UserError
 from nanodist.pairvae.baselines import distance
 from nanodist.pairvae.data import PairData
 from nanodist.pairvae.images import tiling
-from nanodist.pairvae.load import Trained
+from nanodist.pairvae.load import LEVELS, REFERENCE_FILE, Trained
 from nanodist.pairvae.signature import FLOORS, Signature, image_signature, pattern_signature
 from nanodist.scattering.pattern import Pattern
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
-REFERENCE_FILE = "reference.safetensors"
 MODALITIES: tuple[Literal["saxs", "sem"], ...] = ("saxs", "sem")
 # Of the training items, that share is to be within the limits, each of them held against the others.
 _USUAL = 0.95
@@ -32,6 +31,7 @@ _SLACK = 1.25
 # Distances are kept of at most so many items, spread evenly over the training part.
 _MOST = 2000
 _CROPS = 4
+_QUANTILES = 65
 
 
 class Look(NamedTuple):
@@ -162,7 +162,7 @@ def write_reference(trained: Trained, data: PairData, path: Path) -> None:
     """Remember the training part of ``data`` beside the run; a function of the run and the store alone."""
     from safetensors.numpy import save
 
-    tensors: dict[str, F64] = {}
+    tensors: dict[str, F64] = {LEVELS: _mean_levels(trained, data)}
     for modality in MODALITIES:
         specimens, looks = zip(*_looks(trained, data, modality), strict=True)
         rows = {name: np.stack([look.signature[name] for look in looks]) for name in looks[0].signature}
@@ -175,10 +175,7 @@ def write_reference(trained: Trained, data: PairData, path: Path) -> None:
 
 def _looks(trained: Trained, data: PairData, modality: str) -> Iterator[tuple[str, Look]]:
     """Specimen and look of the training items, of at most :data:`_MOST`."""
-    member = data.pattern if modality == "saxs" else data.image
-    numbers = [number for number in data.train.tolist() if member(number) is not None]
-    for place in np.unique(np.linspace(0, len(numbers) - 1, min(len(numbers), _MOST)).round().astype(int)):
-        number = numbers[place]
+    for number in _numbers(data, modality):
         specimen = data.store.samples[number]
         if modality == "saxs":
             yield specimen, look_at(trained, data.pattern(number))
@@ -186,6 +183,22 @@ def _looks(trained: Trained, data: PairData, modality: str) -> Iterator[tuple[st
         image, size = data.image(number), trained.geometry.size_px
         assert image is not None
         yield specimen, look_at(trained, None, tiling(image, size), tiling(image, size, _CROPS))
+
+
+def _numbers(data: PairData, modality: str) -> list[int]:
+    """Training items that have the member, at most :data:`_MOST` of them, evenly."""
+    member = data.pattern if modality == "saxs" else data.image
+    numbers = [number for number in data.train.tolist() if member(number) is not None]
+    places = np.linspace(0, len(numbers) - 1, min(len(numbers), _MOST)).round().astype(int)
+    return [numbers[place] for place in np.unique(places)]
+
+
+def _mean_levels(trained: Trained, data: PairData) -> F64:
+    """Quantiles of the grey levels of each training image, evenly from 0 to 1, averaged: what draws begin with."""
+    size, shares = trained.geometry.size_px, np.linspace(0, 1, _QUANTILES)
+    images = (data.image(number) for number in _numbers(data, "sem"))
+    levels = [np.quantile(np.stack(tiling(image, size)), shares) for image in images if image is not None]
+    return np.asarray(np.mean(levels, 0))
 
 
 def read_reference(run_dir: Path) -> Mapping[str, Known]:

@@ -3,8 +3,8 @@
 PAIRS are new specimens of the kinds that were trained on (``nanodist synth pairs``), of which few should be flagged.
 Beside them come patterns and images of no such kind, of which all should be: frames with the geometry, mask and
 counting noise of the new ones, but the scattering of something else, and micrographs of something else at the pixel
-size of the new ones. They were chosen before any run was asked about them. Each line has the share of files that each
-run flags. The last line is JSON.
+size of the new ones. The flag was designed on the kinds of this file; those of :mod:`tests.e2e.outliers_unseen`, marked
+with a star, came afterwards. Each line has the share of files that each run flags. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import tifffile
 from nanodist.micrographs.read import read_micrograph
 from nanodist.scattering.read import read_frame
 from nanodist.synth.pairs import write_frame, write_sem
+from tests.e2e import outliers_unseen as unseen
 
 F64 = np.ndarray
 PIXEL_SIZE_NM = 2.0  # of the new images
@@ -83,20 +84,24 @@ PATTERNS: dict[str, Callable[[F64, F64, np.random.Generator], F64]] = {
 
 def write_patterns(folder: Path, known: list[Path], each: int) -> None:
     """``each`` frames of each kind, with the detector of the known ones."""
-    for number, (kind, model) in enumerate(PATTERNS.items()):
-        for k, path in enumerate(known[:each]):
-            frame, raw = read_frame(path), tifffile.imread(path)
-            assert frame.geometry is not None
-            qy, qx = frame.geometry.q(raw.shape)
+    for k, path in enumerate(known[:each]):
+        frame, raw = read_frame(path), tifffile.imread(path)
+        assert frame.geometry is not None
+        q_y, q_x = frame.geometry.q(raw.shape)
+        for number, (kind, model) in enumerate({**PATTERNS, **unseen.PATTERNS}.items()):
             rng = np.random.default_rng([number, k])
-            expected = model(np.hypot(qy, qx), np.arctan2(qy, qx), rng)
+            expected = model(np.hypot(q_y, q_x), np.arctan2(q_y, q_x), rng)
             expected = expected / expected[frame.mask].max() * frame.intensity.max() + 5
             counts = np.where(raw < 0, raw, rng.poisson(expected)).astype(np.int32)
             write_frame(folder / f"{kind}-{k}.tif", counts, frame.geometry)
+        for number, (kind, spoil) in enumerate(unseen.FAULTY_PATTERNS.items()):
+            spoiled = spoil(np.maximum(raw, 0), q_y, q_x, np.random.default_rng([number, k]))
+            write_frame(folder / f"{kind}-{k}.tif", np.where(raw < 0, raw, spoiled).astype(np.int32), frame.geometry)
 
 
-def write_images(folder: Path, each: int, size: int) -> None:
-    """``each`` images of each kind: nanowires, particles and viruses in TEM, and three that are no micrograph."""
+def write_images(folder: Path, known: list[Path], each: int) -> None:
+    """``each`` images of each kind: nanowires, particles and viruses in TEM, three that are no micrograph, and more."""
+    size = tifffile.imread(known[0]).shape[0]
     for what in ("wires", "particles", "viruses"):
         made = folder / what
         arguments = ["synth", what, "--out", str(made), "--micrographs", str(each), "--size", str(size)]
@@ -114,6 +119,11 @@ def write_images(folder: Path, each: int, size: int) -> None:
         white = rng.standard_normal((size, size))
         for kind, image in (("photograph_like", natural), ("checkerboard", cells), ("white_noise", white)):
             write_sem(folder / f"{kind}-{k}.tif", _to_uint8(image), PIXEL_SIZE_NM)
+        for kind, draw in unseen.IMAGES.items():
+            write_sem(folder / f"{kind}-{k}.tif", _to_uint8(draw(size, rng)), PIXEL_SIZE_NM)
+        for kind, spoil in unseen.FAULTY_IMAGES.items():
+            spoiled = spoil(tifffile.imread(known[k % len(known)]), rng)
+            write_sem(folder / f"{kind}-{k}.tif", np.clip(spoiled, 0, 255).astype(np.uint8), PIXEL_SIZE_NM)
 
 
 def _to_uint8(pixels: np.ndarray) -> np.ndarray:
@@ -139,6 +149,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=Path, required=True)
     parser.add_argument("--each", type=int, default=8)
     options = parser.parse_args()
+    later = {*unseen.PATTERNS, *unseen.FAULTY_PATTERNS, *unseen.IMAGES, *unseen.FAULTY_IMAGES}
     result: dict[str, list[str]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
@@ -146,16 +157,14 @@ def main() -> None:
             folder = work / given
             folder.mkdir()
             known = sorted((options.pairs / given).glob("*.tif"))
-            if given == "saxs":
-                write_patterns(folder, known, options.each)
-            else:
-                write_images(folder, options.each, tifffile.imread(known[0]).shape[0])
+            (write_patterns if given == "saxs" else write_images)(folder, known, options.each)
             files = [*known, *sorted(folder.glob("*.tif"))]
             for number, run in enumerate(options.runs):
                 shares: dict[str, list[bool]] = defaultdict(list)
                 for file, strange in flagged(run, given, files, work / f"{given}-{number}").items():
                     own = Path(file).parent == options.pairs / given
-                    shares["the kinds trained on" if own else Path(file).stem.rsplit("-", 1)[0]].append(strange)
+                    kind = Path(file).stem.rsplit("-", 1)[0]
+                    shares["the kinds trained on" if own else f"{kind}{' *' * (kind in later)}"].append(strange)
                 for kind, found in shares.items():
                     result[f"{given}: {kind}"].append(f"{sum(found)} of {len(found)}")
     print(f"flagged by each of {len(options.runs)} runs")

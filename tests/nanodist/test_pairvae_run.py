@@ -15,9 +15,12 @@ from hpc.loop import Preempted
 from hpc.run_dir import read_metrics
 from nanodist.cli import main
 from nanodist.pairvae.data import PairData
+from nanodist.pairvae.describe import apart, describe_pattern, image_spectrum
 from nanodist.pairvae.evaluate import evaluate_pairs, summary, unseen
+from nanodist.pairvae.fields import first_images
 from nanodist.pairvae.generate import Wanted, generate
 from nanodist.pairvae.load import load
+from nanodist.pairvae.physics import CropScattering
 from nanodist.pairvae.reference import Known, Look, distances, limits_of, read_reference
 from nanodist.pairvae.report import Row
 from nanodist.pairvae.run import train
@@ -149,6 +152,24 @@ def test_generating_writes_pictures_with_units_and_a_table(run, store, tmp_path)
     with pytest.raises(UserError, match="states no pixel size"):
         generate(run, [tmp_path / "s0.tif"], tmp_path / "unknown", Wanted("sem"))
     assert not (tmp_path / "unknown").exists()
+
+
+def test_draws_begin_with_fields_that_scatter_as_the_pattern_does(run, store):
+    trained, pattern = load(run), store.pattern(3)
+    crops = CropScattering(96, 3.0)
+    images = first_images(pattern, crops, trained.levels, [np.random.default_rng(i) for i in range(16)])
+    found, truth = describe_pattern(image_spectrum(list(images), 3.0)), store.truth(3)
+    assert found.period_nm == pytest.approx(truth["period_nm"], rel=0.05)
+    assert apart(found.orientation_deg, truth["orientation_deg"], 180) < 5
+    assert np.allclose(np.quantile(images[0], np.linspace(0, 1, len(trained.levels))), trained.levels, atol=0.02)
+    assert trained.from_fields and not load(run, "solo").from_fields
+    own, prior = trained.sem_of(pattern, 3, 0, "x"), trained.drawing("prior").sem_of(pattern, 3, 0, "x")
+    assert np.array_equal(own, trained.sem_of(pattern, 3, 0, "x")) and not np.allclose(own, prior, atol=1e-3)
+    assert np.allclose(own[:2], trained.sem_of(pattern, 2, 0, "x"), atol=1e-5)  # a draw knows no other
+    # A pattern of nothing but background scatters nowhere: its draws are those of the prior.
+    even = dataclasses.replace(pattern, intensity=np.where(pattern.mask, 7, 0).astype(np.float32))
+    same = [one.sem_of(even, 2, 0, "x") for one in (trained, trained.drawing("prior"))]
+    assert np.array_equal(*same)
 
 
 def test_what_is_unlike_the_training_part_is_flagged(run, store, tmp_path):
