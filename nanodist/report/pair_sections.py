@@ -31,6 +31,7 @@ _GRIDS = (
     ("iq.png", "I(q)", "azimuthal means of true, generated and nearest patterns of unseen specimens"),
     ("latent.png", "Latent space", "patterns in the latent space by their period; ringed ones were never trained on"),
 )
+_STEMS = tuple(name.removesuffix(".png") for name, _, _ in _GRIDS)
 
 
 def stages(path: Path) -> list[Path]:
@@ -149,7 +150,8 @@ def _picture(name: str, file: Path, title: str, told: str, share: int) -> str:
     data = figures.picture(file.read_bytes(), 3 * share if "to" in file.stem else share)
     if data is None:
         return missing(f"{file.name} of {name} is no image.")
-    heading = f"<h3>{escaped(title)}</h3>"
-    return heading + figure(
-        image(figures.data_uri(data), f"{title}, {name}: {told}"), f"{name}: {told}.", wide=file.stem != "latent"
-    )
+    shown = image(figures.data_uri(data), f"{title}, {name}: {told}")
+    # On paper each has a height of its own, so that the plainer ones share pages.
+    stem = file.stem if file.stem in _STEMS else "reconstructions"
+    content = figure(shown, f"{name}: {told}.", wide=file.stem != "latent")
+    return f'<div class="shot {stem}"><h3>{escaped(title)}</h3>{content}</div>'
