@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--faint",
         type=float,
         metavar="PROBABILITY",
-        help="With --run: pixels of at least this probability (such as 0.3) belong to likelier ones that they touch.",
+        help="With --run: pixels of at least this probability (such as 0.15) belong to likelier ones they continue.",
     )
     parser.add_argument("--out", type=Path, required=True, help="New folder for tables, summary and figures.")
     parser.add_argument("--pixel-size-nm", type=float, help="Side of a pixel in nm, for files that do not state one.")

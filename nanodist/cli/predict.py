@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--faint",
         type=float,
         metavar="PROBABILITY",
-        help="Of masks: pixels of at least this probability (such as 0.3) belong to likelier ones that they touch, so "
+        help="Of masks: pixels of at least this probability (such as 0.15) belong to likelier ones they continue, so "
         "that thin, faint wires are not broken.",
     )
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 takes the cores that there are.")

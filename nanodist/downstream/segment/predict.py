@@ -41,8 +41,8 @@ class LoadedSegmenter:
     """A segmentation model in eval mode on the CPU, and how it wants to be shown a micrograph.
 
     Attributes:
-        faint: pixels of at least this probability (of all classes but the background) belong to what they touch that
-            is likelier than the background; ``None``: they do not.
+        faint: pixels of at least this probability (of all classes but the background) belong to what they continue;
+            ``None``: they do not.
     """
 
     model: Segmenter
@@ -61,7 +61,7 @@ def load_segmenter(run_dir: str | Path, faint: float | None = None) -> LoadedSeg
         UserError: the folder is none, or holds no whole checkpoint, or ``faint`` is no probability below a half.
     """
     if faint is not None and not 0.0 < faint < 0.5:
-        raise UserError(f"--faint is {faint:g}; it must lie between 0 and 0.5, such as 0.3")
+        raise UserError(f"--faint is {faint:g}; it must lie between 0 and 0.5, such as 0.15")
     folder, task, weights = read_run(run_dir, "segmentation")
     try:
         spec = build(EncoderSpec, task["encoder"], str(folder))
