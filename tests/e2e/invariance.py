@@ -70,7 +70,8 @@ def launch(world_size: int, arguments: list[str]) -> None:
     if world_size > 1:
         command += ["torch.distributed.run", "--standalone", "--nproc_per_node", str(world_size), "-m"]
     command += ["tests.e2e.invariance_worker", *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(here)}
+    path = os.pathsep.join(filter(None, (str(here), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     done = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, timeout=1800)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stdout[-2000:]}\n{done.stderr[-6000:]}")

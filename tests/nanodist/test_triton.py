@@ -24,18 +24,18 @@ def launch(kernel, *arguments, **fixed):
     launched.append(kernel.__name__)
     plain(kernel, *arguments, **fixed)
 
-def answer(kernels, dtype, channels, size, group, form):
+def answer(kernels, dtype, channels, size, group, form, given):
     layout = make_layout(8, group, 0, 1)
     generator = torch.Generator().manual_seed(0)
     norm = nn.BatchNorm2d(channels).to(torch.float64 if dtype == torch.float64 else torch.float32)
-    nn.init.uniform_(norm.weight, 0.5, 2, generator=generator)
+    norm.weight.data.copy_(torch.rand(channels, generator=generator) * 1.5 + 0.5)
     norm = convert(nn.Sequential(norm), layout)[0].to(device)
     x = torch.randn(16, channels, *size, generator=generator, dtype=torch.float64)  # two views of eight
     x += torch.arange(16, dtype=torch.float64).view(-1, 1, 1, 1)
-    x = x.to(device, dtype).contiguous(memory_format=form).requires_grad_()
-    dy = torch.randn(x.shape, generator=generator, dtype=torch.float64).to(device, dtype)
-    changed = {"fits": lambda x: kernels, "_launch": launch}
-    with mock.patch.multiple(batch_norm_gpu, **changed):
+    dy = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+    x, dy = (t.to(given).to(device, dtype).contiguous(memory_format=form) for t in (x, dy))
+    x.requires_grad_()
+    with mock.patch.multiple(batch_norm_gpu, fits=lambda x: kernels, _launch=launch):
         y = norm(x)
         y.backward(dy)
     assert y.is_contiguous(memory_format=form) and y.dtype == dtype
@@ -46,8 +46,8 @@ worst = {}
 for dtype in (torch.float64, torch.bfloat16):
     for channels, size, group in ((5, (7, 9), 4), (70, (3, 3), 8)):
         for form in (torch.contiguous_format, torch.channels_last):
-            want, got = (answer(k, dtype, channels, size, group, form) for k in (False, True))
-            for a, b in zip(want, got):
+            true = answer(False, torch.float64, channels, size, group, form, dtype)
+            for a, b in zip(true, answer(True, dtype, channels, size, group, form, dtype)):
                 off = float((a - b).norm() / a.norm())
                 worst[str(dtype)] = max(off, worst.get(str(dtype), 0.0))
 
@@ -78,6 +78,6 @@ def test_kernels_are_the_plain_formulas():
     assert not done.returncode, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["launched"] == ["combine", "merge", "moments", "normalise", "sums"]
-    # bf16: a rounding of the result that falls the other way.
-    for what, most in (("torch.float64", 1e-12), ("torch.bfloat16", 6e-3), ("nt_xent", 1e-5)):
+    # bf16: the rounding of the result alone, which the interpreter takes down instead of to the nearest.
+    for what, most in (("torch.float64", 1e-12), ("torch.bfloat16", 4e-3), ("nt_xent", 1e-5)):
         assert found["worst"][what] < most, found["worst"]
