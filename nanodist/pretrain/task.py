@@ -48,6 +48,7 @@ class PretrainTask:
         evaluator: measures the encoder while it trains; ``None``: nothing does.
         pictures: folder for what it draws; ``None``: it draws nothing.
         step: the one that is trained, from 1.
+        hurries: whether views are made a step ahead.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class PretrainTask:
         self.evaluator: Callable[[PretrainTask], dict[str, float]] | None = None
         self.pictures: Path | None = None
         self.step = 0
+        self.hurries = device.type == "cuda"
         self._steps_total = recipe.train.total_steps(len(store))
         self._source: Iterator[Batch] | None = None
         self._made: tuple[Batch, Tensor] | None = None
@@ -113,9 +115,9 @@ class PretrainTask:
         return next(self._source, None) if self._source is not None else None
 
     def ahead(self) -> None:
-        """On a GPU: the next batch and its views, so that making them hides behind the backward pass."""
+        """The next batch and its views, so that making them hides behind a GPU's backward pass."""
         self._made = None
-        if self.device.type != "cuda" or self._source is None or self.step >= self._steps_total:
+        if not self.hurries or self._source is None or self.step >= self._steps_total:
             return
         batch = next(self._source, None)
         if batch is not None:
