@@ -18,7 +18,7 @@ from nanodist.pairvae.baselines import distance
 from nanodist.pairvae.data import PairData
 from nanodist.pairvae.images import tiling
 from nanodist.pairvae.load import LEVELS, REFERENCE_FILE, Trained
-from nanodist.pairvae.signature import FLOORS, Signature, image_signature, pattern_signature
+from nanodist.pairvae.signature import FLOORS, WIDTHS, Signature, image_signature, pattern_signature
 from nanodist.scattering.pattern import Pattern
 
 F32 = npt.NDArray[np.float32]
@@ -228,6 +228,9 @@ def _known(tensors: Mapping[str, F64], modality: str) -> Known:
     limits = {name: float(values[0]) for name, values in parts["limits"].items()}
     if {*parts["rows"], "reconstruction"} != set(limits) or not set(parts["rows"]) <= set(FLOORS):
         raise KeyError(modality)
+    for name, rows in parts["rows"].items():
+        if rows.ndim != 2 or not len(rows) or rows.shape[1] != WIDTHS.get(name, rows.shape[1]):
+            raise ValueError(f"{name} has the shape {rows.shape}")
     return Known(parts["rows"], limits)
 
 

@@ -25,6 +25,8 @@ F64 = npt.NDArray[np.float64]
 Signature = dict[str, F64]
 # What two specimens of one kind may differ by in each number, whatever the training part says.
 FLOORS = {"latent": 1e-6, "peak": 0.1, "profile": 0.2, "angular": 0.1, "grey": 0.03, "texture": 0.1}
+# How many numbers each part of a signature has.
+WIDTHS = {"peak": 3, "profile": 24, "angular": 30, "grey": 13, "texture": 12}
 # Edges in q / q*, even in the logarithm; I0 of asinh(I / I0) where I(q*) is 1.
 _EDGES = np.exp(np.linspace(math.log(0.3), math.log(4.0), 25))
 _I0 = 0.02

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import tifffile
-from safetensors.numpy import save
+from safetensors.numpy import load_file, save
 
 from hpc.checkpoint.files import latest_checkpoint, read_tensors
 from hpc.errors import UserError
@@ -195,9 +195,11 @@ def test_what_is_unlike_the_training_part_is_flagged(run, store, tmp_path):
     assert before.strangeness(before.look(trained, pattern)).keys() == {"latent", "reconstruction"}
     assert before.strangeness(Look({"latent": known.rows["latent"].mean(0) + 100}, 2.5))["latent"] > 1.5
     assert before.strangeness(Look({"latent": known.rows["latent"][0]}, 2.5)) == {"latent": 0, "reconstruction": 2.0}
-    (tmp_path / "reference.safetensors").write_bytes(save({"saxs.rows.peak": np.zeros((2, 3))}))
-    with pytest.raises(UserError, match="is damaged; start the training again"):
-        read_reference(tmp_path)
+    whole = load_file(run / "reference.safetensors")
+    for damaged in ({"saxs.rows.peak": np.zeros((2, 3))}, {**whole, "sem.rows.grey": np.zeros((2, 5))}):
+        (tmp_path / "reference.safetensors").write_bytes(save(damaged))
+        with pytest.raises(UserError, match="is damaged; start the training again"):
+            read_reference(tmp_path)
 
 
 def test_limits_hold_for_95_of_100_and_specimens_do_not_know_themselves():
