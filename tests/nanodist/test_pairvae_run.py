@@ -231,6 +231,16 @@ def test_a_signature_knows_no_exposure_and_no_direction():
     assert found[0]["peak"][0] == pytest.approx(np.log(2 * np.pi / 33.0), abs=0.02)
     assert np.allclose(found[0]["profile"], found[1]["profile"], atol=0.1, equal_nan=True)
     assert np.allclose(found[0]["angular"], found[1]["angular"], atol=0.25)
+    # Two spots at 1.4 q*, of point symmetry: even harmonics of the third ring and its brightest pixels, no odd ones.
+    x = 1.4 * 2 * np.pi / 33.0
+    spots = sum(np.exp(-((q_x - sign * x) ** 2 + q_y**2) / (2 * 0.008**2)) for sign in (1, -1))
+    plane = 1000 * (ring(q_y, q_x, 33.0, 90.0, 25.0) + 0.01 + 0.3 * spots) * mask
+    even = 1000 * (ring(q_y, q_x, 33.0, 90.0, 25.0) + 0.01) * mask
+    third = [
+        pattern_signature(Pattern(p, None, mask, QGrid(96, 0.5), "counts"))["angular"][12:18] for p in (plane, even)
+    ]
+    more = third[0] - third[1]
+    assert more[3] > 1 and more[5] > 0.5 and abs(more[4]) < 0.2
     half = mask & (q_x < 0.1)
     seen = pattern_signature(
         Pattern(1000 * (ring(q_y, q_x, 33.0, 20.0, 25.0) + 0.01) * half, None, half, QGrid(96, 0.5), "counts")
