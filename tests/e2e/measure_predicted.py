@@ -45,7 +45,7 @@ from tests.e2e.measure_truth import BANDS, PIXEL_NM, SIZES, WIDTHS, Wire, beside
 
 ROOT = Path(__file__).resolve().parents[2]
 BAR = 0.08
-TRAIN_SEED = 1001
+TRAIN_SEED, CROP_PX = 1001, 128
 # Micrographs of each class to train on, by size: about as many tiles of 192 px from each size.
 TRAIN = {192: 20, 256: 16, 384: 9, 512: 6, 768: 4}
 ALONG = 0.5  # share of a centre line that another has to cover to be along it
@@ -60,8 +60,8 @@ RECIPE: dict[str, Any] = {
     "decoder": {"name": "unet", "width": 64},
     "data": {"test_share": 0.02, "validation_share": 0.02},
     "views": {
-        "size_px": 128,
-        "crop_px": [128, 128],
+        "size_px": CROP_PX,
+        "crop_px": [CROP_PX, CROP_PX],
         "rotation": "right_angles",
         "contrast": 0.3,
         "brightness": 0.1,
@@ -99,7 +99,14 @@ def nanodist(*arguments: str) -> None:
     subprocess.run([sys.executable, "-m", "nanodist", *arguments], env=environ, check=True)
 
 
-def trained(work: Path, steps: int) -> Path:
+def recipe_of(crop_px: int) -> dict[str, Any]:
+    """The recipe with crops (and so windows) of another size, and as many fewer of them as they are longer."""
+    views = {**RECIPE["views"], "size_px": crop_px, "crop_px": [crop_px, crop_px]}
+    batch = RECIPE["train"]["global_batch_size"] * CROP_PX // crop_px
+    return {**RECIPE, "views": views, "train": {**RECIPE["train"], "global_batch_size": batch}}
+
+
+def trained(work: Path, steps: int, crop_px: int = CROP_PX) -> Path:
     """The run of a segmentation that was trained on synthetic micrographs."""
     for size, count in TRAIN.items():
         folder = work / "train" / str(size)
@@ -108,11 +115,12 @@ def trained(work: Path, steps: int) -> Path:
             nanodist("synth", "wires", "--out", str(folder), *made, "--pixel-size-nm", str(PIXEL_NM))
     store, run = work / "store", work / "run"
     if not (store / "manifest.json").exists():
-        sources = [str(work / "train" / str(size) / "images") for size in TRAIN]
-        cut = ("--masks", "images=truth", "--tile", "192", "--near-duplicates", "keep")
+        tile = max(192, crop_px)
+        sources = [str(work / "train" / str(size) / "images") for size in TRAIN if size >= tile]
+        cut = ("--masks", "images=truth", "--tile", str(tile), "--near-duplicates", "keep")
         nanodist("pack", *sources, *cut, "--out", str(store))
     recipe = work / "recipe.yaml"
-    recipe.write_text(json.dumps(RECIPE))
+    recipe.write_text(json.dumps(recipe_of(crop_px)))
     if not (run / "scores.json").exists():
         nanodist("finetune", str(recipe), f"data.store={store}", f"run_dir={run}", f"train.steps={steps}")
     return run
@@ -347,6 +355,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=2, help="Predictions and measurements at a time.")
     parser.add_argument("--seed", type=int, default=0, help="Of the test.")
     parser.add_argument("--steps", type=int, default=RECIPE["train"]["steps"], help="Of the training.")
+    parser.add_argument("--crop-px", type=int, default=CROP_PX, help="Crops of the training, windows of the test.")
     parser.add_argument("--faint", type=float, help="Lower threshold of the predictions (default: none).")
     parser.add_argument("--work", type=Path, help="Folder that is kept; what is there is not done again.")
     parser.add_argument("--true-masks", action="store_true", help="Measure the true masks too, as measure_truth does.")
@@ -356,7 +365,12 @@ def main(argv: list[str] | None = None) -> int:
         work.mkdir(parents=True, exist_ok=True)
         work = work.resolve()
         found = compare(
-            work, trained(work, args.steps), test_jobs(args.micrographs), args.seed, args.workers, args.faint
+            work,
+            trained(work, args.steps, args.crop_px),
+            test_jobs(args.micrographs),
+            args.seed,
+            args.workers,
+            args.faint,
         )
     apart = found["apart"]
     fine = all(apart[f"{what}_median_error"] <= BAR for what in ("width", "length"))
