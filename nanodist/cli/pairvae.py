@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         f"train RECIPE key=value ... (packaged: {', '.join(recipes.names('pairvae'))}; on several ranks under "
         "torchrun; the same command continues an unfinished run). generate RUN --from saxs|sem FILE... --out DIR. "
-        "evaluate RUN --store STORE --out DIR, on the items that were never trained on."
+        "evaluate RUN --store STORE --out DIR, on the items that were never trained on (train does so at its end)."
     )
     parser.add_argument("way", choices=_WAYS, help="What to do.")
     parser.add_argument("source", help="train: a recipe; generate, evaluate: a run directory.")
@@ -47,7 +48,9 @@ def run(options: argparse.Namespace) -> int:
     if options.way == "train":
         from nanodist.cli.preemptible import preemptible
 
-        return preemptible("pairvae", lambda preemption: _train(options, preemption))
+        trained: list[Path] = []
+        code = preemptible("pairvae", lambda preemption: trained.extend(_train(options, preemption)))
+        return code or _evaluate_trained(trained)
     if options.out is None:
         raise UserError(f"nanodist pairvae {options.way} needs --out FOLDER for what it writes")
     if options.draws is not None and options.draws < 1:
@@ -55,17 +58,34 @@ def run(options: argparse.Namespace) -> int:
     return _generate(options) if options.way == "generate" else _evaluate(options)
 
 
-def _train(options: argparse.Namespace, preemption: Preemption) -> None:
+def _train(options: argparse.Namespace, preemption: Preemption) -> list[Path]:
+    """Train, and give the run where it is to be evaluated by this rank."""
     from hpc.config import to_yaml
     from nanodist.pairvae.recipe import load_recipe
 
     recipe = load_recipe(options.source, options.rest)
     if options.print_recipe:
         print(to_yaml(recipe), end="")
-        return
+        return []
+    from hpc.topology import detect
     from nanodist.pairvae.run import train
 
-    train(recipe, preemption)
+    path, main = train(recipe, preemption), detect().is_main
+    return [path] if main and recipe.evaluate and recipe.data.test_share else []
+
+
+def _evaluate_trained(runs: list[Path]) -> int:
+    """Score what was trained, once; signals end this as any command, and the same command does it anew."""
+    from nanodist.pairvae.evaluate import EVALUATION, evaluate
+
+    for path in runs:
+        if not (path / EVALUATION).is_dir():
+            print(f"evaluating on the specimens that no stage saw; {path / EVALUATION}", flush=True)
+            try:
+                print(evaluate(path, None, path / EVALUATION))
+            except UserError as error:  # the training is whole all the same
+                print(f"not evaluated: {error}", file=sys.stderr)
+    return 0
 
 
 def _generate(options: argparse.Namespace) -> int:

@@ -28,6 +28,7 @@ from nanodist.scattering.pattern import Pattern
 
 F32 = npt.NDArray[np.float32]
 _CROPS = 8
+EVALUATION = "evaluation"
 SCORES_FILE, ITEMS_FILE, TABLE_FILE = "scores.json", "items.csv", "scores.csv"
 
 

@@ -119,6 +119,7 @@ class PairVAERecipe:
         how=True,
     )
     rounds: int = option(4, "modern, with field: how often a draw is encoded and decoded again.", low=0, how=True)
+    evaluate: bool = option(True, "After training, generate from specimens that no stage saw, and score it.", how=True)
     engine: EngineConfig = section(EngineConfig, how=True)
     checkpoint: SavingConfig = section(SavingConfig, how=True)
     guard: GuardConfig = section(GuardConfig, how=True)

@@ -111,7 +111,7 @@ def train(recipe: PairVAERecipe, preemption: Preemption | None = None, store: Pa
 def _remember(path: Path, data: PairData) -> None:
     """What generating has to know of the training part."""
     write_reference(load(path), data, path)
-    say(f"{path} is trained; next: nanodist pairvae evaluate {path} --out {path / 'evaluation'}")
+    say(f"{path} is trained")
 
 
 def _prepare(path: Path, recipe: PairVAERecipe) -> None:

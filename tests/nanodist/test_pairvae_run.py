@@ -265,3 +265,23 @@ def test_bad_commands_end_with_one_sentence(arguments, sentence, run, tmp_path, 
     said = capsys.readouterr().err
     assert sentence in said and said.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_the_command_that_trains_evaluates_once(tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def evaluate(run_dir, store, out):
+        asked.append(out)
+        if len(asked) > 1:
+            raise UserError("every pair of the store was trained on")
+        out.mkdir()
+        return "a table"
+
+    monkeypatch.setattr("nanodist.pairvae.run.train", lambda recipe, preemption: tmp_path)
+    monkeypatch.setattr("nanodist.pairvae.evaluate.evaluate", evaluate)
+    for changes in ((), (), ("evaluate=false",), ("data.test_share=0",)):
+        assert main(["pairvae", "train", "modern", "data.store=S", *changes]) == 0
+    assert asked == [tmp_path / "evaluation"] and capsys.readouterr().out.count("a table") == 1
+    (tmp_path / "evaluation").rmdir()
+    assert main(["pairvae", "train", "modern", "data.store=S"]) == 0
+    assert "not evaluated: every pair" in capsys.readouterr().err
