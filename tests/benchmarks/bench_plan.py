@@ -114,6 +114,7 @@ def _task(recipe: Any, topology: Any, device: torch.device, world: Any) -> Any:
         def __init__(self) -> None:
             self.recipe, self.topology, self.device, self.group = recipe, topology, device, world
             self.micro_batches, self.partners = count, None
+            self.hurries, self._made = False, None
             self.layout = make_layout(
                 t.global_batch_size, recipe.bn_group_size(), topology.rank, topology.world_size, count, views=both
             )
