@@ -8,12 +8,12 @@ by channels of one sample and strides of its own.
 
 from __future__ import annotations
 
-import importlib.util
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from hpc.devices import triton_there
 
 # Numbers that a kernel has in work at once.
 _TILE = 4096
@@ -22,12 +22,6 @@ _TILE = 4096
 def fits(x: Tensor) -> bool:
     """Whether ``x`` (n, C, H, W) is for these kernels."""
     return x.is_cuda and x.dim() == 4 and triton_there()
-
-
-@cache
-def triton_there() -> bool:
-    """Whether Triton is installed; looked up once, as a step asks hundreds of times."""
-    return importlib.util.find_spec("triton") is not None
 
 
 def one_piece(x: Tensor) -> Tensor:

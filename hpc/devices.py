@@ -1,6 +1,9 @@
-"""Where a model runs that is used and not trained."""
+"""What this process has to compute with, and where a model runs that is used and not trained."""
 
 from __future__ import annotations
+
+import importlib.util
+from functools import cache
 
 import torch
 
@@ -19,3 +22,9 @@ def inference_device() -> torch.device:
 def plain_float32() -> None:
     """No TF32 on GPUs: the precision is the recipe's, never the machine's."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+
+
+@cache
+def triton_there() -> bool:
+    """Whether Triton is installed; looked up once, as a step asks hundreds of times."""
+    return importlib.util.find_spec("triton") is not None

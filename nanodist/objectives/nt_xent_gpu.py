@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hpc.batch_norm_gpu import triton_there
 from hpc.collectives import Group, group_rank, group_size
+from hpc.devices import triton_there
 from nanodist.objectives.exchange import sum_over_ranks
 from nanodist.objectives.tiles import Form
 

@@ -99,7 +99,6 @@ def predict(loaded: Loaded, paths: Sequence[Path], out: Path) -> int:
         UserError: no such path, or none of the files is a micrograph.
     """
     problems: dict[str, str] = {}
-    loaded.model.to(inference_device())
     done = read_each(paths, lambda file, page, each: predict_one(loaded, file, page, each), problems)
     _write(loaded, done, problems, out)
     return len(problems)
@@ -129,7 +128,8 @@ def predict_one(loaded: Loaded, file: Path, page: int, micrograph: Micrograph) -
     """
     pixels = grey(file, micrograph, min(loaded.tile_px) // 2)
     likely, features = [], []
-    device = next(loaded.model.parameters()).device
+    device = inference_device()
+    loaded.model.to(device)
     for tiles in _batches(whole_tiles(pixels, loaded.tile_px)):
         p, f = loaded.model.looked_at(torch.from_numpy(np.stack([to_unit(t) for t in tiles]))[:, None].to(device))
         likely.append(p.double().cpu().numpy())
