@@ -27,6 +27,9 @@ class OptimizerConfig:
     betas: tuple[float, float] = option((0.9, 0.999), "Averages of AdamW and LAMB.", low=0.0, high=1.0)
     schedule: Literal["cosine", "constant"] = option("cosine", "What follows the warm-up.")
     warmup_steps: int = option(100, "Steps of linear warm-up, at most a tenth of the run.", low=0)
+    decay_steps: int = option(
+        0, "The cosine ends after so many steps, and its last rate stays; 0: with the run.", low=0
+    )
     final_lr_factor: float = option(0.01, "Share of the peak at the last step of the cosine.", low=0.0, high=1.0)
     clip_norm: float = option(0.0, "Largest global gradient norm (L2); 0 does not clip.", low=0.0)
 

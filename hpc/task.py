@@ -117,5 +117,5 @@ class Plan:
         o = self.optimizer
         # A run that is cut short by an override should still reach its peak.
         warmup = min(o.warmup_steps, self.steps // 10)
-        share = factor(step, self.steps, warmup, o.schedule, o.final_lr_factor)
+        share = factor(step, o.decay_steps or self.steps, warmup, o.schedule, o.final_lr_factor)
         return o.peak_lr(self.global_batch_size) * share

@@ -129,7 +129,8 @@ class PretrainTask:
         first, second = (torch.from_numpy(x).to(self.device, non_blocking=True) for x in tiles)
         known = self.pixel_size_nm[batch.indices]
         recipe = self.recipe
-        return make_views(first, second, recipe.views, recipe.seed, batch.epochs.tolist(), batch.keys, known)
+        epochs = batch.epochs.tolist()
+        return make_views(first, second, recipe.views, recipe.seed, epochs, batch.keys, known, batch.step)
 
     def parts(self, batch: Batch) -> list[Tensor]:
         """The views (2, m, 1, S, S) of each micro-batch. They are kept for a step, also where it caches gradients."""

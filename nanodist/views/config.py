@@ -25,6 +25,9 @@ class ViewsConfig:
     """
 
     size_px: int = option(96, "Side of a view after the resize.", low=8)
+    drawn_for: Literal["sample", "batch"] = option(
+        "sample", "batch: one draw for all samples of a step, but for zoom and noise; a flaw of Lu et al. 2022."
+    )
     crop_px: tuple[float, float] | None = option(
         (96.0, 96.0), "Side of the crop in pixels of the tile; a crop never exceeds the tile.", low=4
     )

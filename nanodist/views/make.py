@@ -41,6 +41,7 @@ def make_view(
     view: int,
     pixel_size_nm: npt.ArrayLike | None = None,
     out: Tensor | None = None,
+    step: int = 0,
 ) -> Tensor:
     """One view (n, 1, size_px, size_px) in [0, 1] of each of ``tiles`` (n, H, W), uint8 or uint16.
 
@@ -53,12 +54,13 @@ def make_view(
         view: number of the view.
         pixel_size_nm: (n, 2), the (y, x) of each tile in nm, nan where unknown; needed for ``crop_nm`` alone.
         out: where to write the views; made where ``None``.
+        step: number of the global batch, for ``drawn_for`` batch.
 
     Raises:
         UserError: ``crop_nm`` is set and the pixel size of a sample is unknown.
     """
     height, width = tiles.shape[-2:]
-    drawn = draw(config, seed, epochs, keys, view, height, width, pixel_size_nm)
+    drawn = draw(config, seed, epochs, keys, view, height, width, pixel_size_nm, step)
     return render(tiles, drawn, config, out)
 
 
@@ -70,6 +72,7 @@ def make_views(
     epochs: Sequence[int],
     keys: Sequence[str],
     pixel_size_nm: npt.ArrayLike | None = None,
+    step: int = 0,
 ) -> Tensor:
     """Both views (2, n, 1, size_px, size_px) in [0, 1], of ``first`` and ``second`` (n, H, W); see :func:`make_view`.
 
@@ -77,5 +80,5 @@ def make_views(
     """
     out = torch.empty(2, len(first), 1, config.size_px, config.size_px, device=first.device)
     for number, tiles in enumerate((first, second)):
-        make_view(tiles, config, seed, epochs, keys, number, pixel_size_nm, out[number])
+        make_view(tiles, config, seed, epochs, keys, number, pixel_size_nm, out[number], step)
     return out

@@ -14,6 +14,7 @@ from nanodist.views.config import ViewsConfig
 
 Array = npt.NDArray[np.float64]
 _DRAWS = 28
+_NOISE_KEY = 14
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ def draw(
     height: int,
     width: int,
     pixel_size_nm: npt.ArrayLike | None = None,
+    step: int = 0,
 ) -> ViewParameters:
     """Parameters of view ``view`` of the samples ``keys`` in ``epochs``, for tiles of ``height`` x ``width`` pixels.
 
@@ -62,13 +64,17 @@ def draw(
         height: of the tiles in pixels.
         width: of the tiles in pixels.
         pixel_size_nm: (n, 2), the (y, x) of each tile in nm; nan, or ``None`` for all, where it is unknown.
+        step: number of the global batch, which keys the draws in place of the samples with ``drawn_for`` batch.
 
     Raises:
         UserError: ``crop_nm`` is set and the pixel size of a sample is unknown; names the sample.
     """
-    words = [key(seed, "view", int(e), k, view) for e, k in zip(epochs, keys, strict=True)]
-    u = uniforms(words, _DRAWS)
+    u = uniforms([key(seed, "view", int(e), k, view) for e, k in zip(epochs, keys, strict=True)], _DRAWS)
     zoom = _zooms(config, seed, epochs, keys)
+    if config.drawn_for == "batch":
+        own = u[:, _NOISE_KEY].copy()
+        u[:] = uniforms([key(seed, "batch", step, view)], _DRAWS)
+        u[:, _NOISE_KEY] = own
     tile_nm = np.full((len(keys), 2), np.nan) if pixel_size_nm is None else np.asarray(pixel_size_nm, np.float64)
     pixel = _pixel(config, keys, tile_nm)
     sides = _sides(config, u, zoom, height, width, pixel)
@@ -88,7 +94,7 @@ def draw(
         blur_sigma_px=np.where(blurred, _between(config.blur_sigma_px, u[:, 11]), 0.0),
         solarized=(u[:, 22] < config.of_view("solarize_probability", view)).astype(np.float64),
         noise_std=np.where(noisy, _between(config.noise_std, u[:, 13]), 0.0),
-        noise_key=(u[:, 14] * 2**31).astype(np.int64),
+        noise_key=(u[:, _NOISE_KEY] * 2**31).astype(np.int64),
         erased=_squares(config, u[:, 17:21]),
         pixel_size_nm=_effective(config, sides, tile_nm),
     )

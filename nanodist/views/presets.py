@@ -46,8 +46,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "solarize_probability_second": 0.2,
     },
     # Lu, Montz, Emrick, Jayaraman 2022 (10.1039/D2DD00066K): reflection, a square crop of 25 to 50 % of the side, and
-    # with probability 0.8 contrast +-0.8 (saturation and hue change no grey). Their notebook draws once a batch; here
-    # each view has its own draw, as the text says. They found SimCLR to do better without the crop.
+    # with probability 0.8 contrast +-0.8 (saturation and hue change no grey). Their notebook draws once a batch
+    # (drawn_for: batch); here each view has its own draw, as the text says. They found SimCLR better without the crop.
     "lu2022": {
         **_NOTHING,
         "size_px": 224,

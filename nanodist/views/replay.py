@@ -105,7 +105,8 @@ def replay(
     known = store.pixel_size_nm[[sample]]
     views, outlines, pixel_sizes = [], [], []
     for number, tile in enumerate(tiles):
-        drawn = draw(config, order.seed, [epoch], [key], number, tile.shape[0], tile.shape[1], known)
+        height, width = tile.shape
+        drawn = draw(config, order.seed, [epoch], [key], number, height, width, known, step - 1)
         views.append(render(torch.tensor(tile[None]), drawn, config)[0, 0].numpy())
         edge = config.size_px - 0.5
         corners = np.array([[-0.5, -0.5, 1], [edge, -0.5, 1], [edge, edge, 1], [-0.5, edge, 1]])

@@ -6,6 +6,8 @@ from torch import nn
 
 from hpc.optimizers import OptimizerConfig, build_optimizer, parameter_groups
 from hpc.optimizers.schedule import factor
+from hpc.sections import GuardConfig, SavingConfig
+from hpc.task import Plan
 
 
 def test_warm_up_then_cosine():
@@ -13,6 +15,13 @@ def test_warm_up_then_cosine():
     assert values[0] == pytest.approx(0.1) and values[8] == pytest.approx(0.9) and values[9] == 1.0
     assert values[-1] == pytest.approx(0.1) and all(a >= b for a, b in itertools.pairwise(values[9:]))
     assert values[59] == pytest.approx(0.55, abs=0.01)
+
+
+def test_a_cosine_that_ends_before_the_run_stays_where_it_ends():
+    optimizer = OptimizerConfig(lr=1.0, warmup_steps=2, decay_steps=20, final_lr_factor=0.0)
+    rates = [Plan(50, 4, 10, optimizer, SavingConfig(), GuardConfig()).learning_rate(step) for step in range(50)]
+    assert rates[:20] == [factor(step, 20, 2, "cosine", 0.0) for step in range(20)]
+    assert rates[18] > rates[19] == pytest.approx(0.0, abs=1e-12) and set(rates[19:]) == {rates[19]}
 
 
 def test_constant_and_a_run_of_one_step():

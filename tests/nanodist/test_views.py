@@ -132,6 +132,15 @@ def test_centred_crops_keep_to_their_jitter():
     assert off.max() <= 5.0 and off.max() > 4.0
 
 
+def test_a_batch_may_share_its_draws_but_not_its_noise():
+    config = ViewsConfig(size_px=24, crop_px=(30, 60), noise_probability=1.0, drawn_for="batch")
+    here, there = (draw(config, 3, [0, 1, 0], keys, 0, 96, 96, step=7) for keys in (["a", "b", "c"], ["d", "b", "e"]))
+    assert np.array_equal(here.matrix, there.matrix) and np.ptp(here.matrix, 0).max() == np.ptp(here.gamma) == 0
+    assert len({*here.noise_key.tolist(), *there.noise_key.tolist()}) == 5
+    for other in (draw(config, 3, [0], ["a"], 1, 96, 96, step=7), draw(config, 3, [0], ["a"], 0, 96, 96, step=8)):
+        assert not np.allclose(other.matrix[0], here.matrix[0])
+
+
 def test_zoom_is_shared_by_the_views_of_a_sample():
     config = ViewsConfig(size_px=32, crop_px=(64.0, 64.0), zooms=[1.0, 2.0], **PLAIN)
     a, b = (draw(config, 0, [0] * 100, [f"s{i}" for i in range(100)], view, 96, 96) for view in (0, 1))

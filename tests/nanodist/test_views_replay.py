@@ -31,9 +31,9 @@ def store(folder):
     return Store.open(folder / "store")
 
 
-@pytest.mark.parametrize("positives", ["image", "group"])
-def test_a_replay_is_what_training_saw(store, positives):
-    recipe = load_recipe("simclr", [*OVERRIDES, f"data.positives={positives}"])
+@pytest.mark.parametrize(("positives", "drawn_for"), [("image", "batch"), ("group", "sample")])
+def test_a_replay_is_what_training_saw(store, positives, drawn_for):
+    recipe = load_recipe("simclr", [*OVERRIDES, f"data.positives={positives}", f"views.drawn_for={drawn_for}"])
     order = Order(len(store), recipe.seed, 8)
     partners = GroupPartners(store, recipe.seed) if positives == "group" else None
     loader = Loader(store, order, 0, 1, partners=partners)
@@ -44,9 +44,8 @@ def test_a_replay_is_what_training_saw(store, positives):
             assert (one.step, one.epoch) == (step, batch.epochs[i])
             second = batch.images if batch.partners is None else batch.partners
             for number, images in enumerate((batch.images, second)):
-                seen = make_view(
-                    torch.from_numpy(images), recipe.views, recipe.seed, batch.epochs.tolist(), batch.keys, number
-                )
+                tiles, epochs = torch.from_numpy(images), batch.epochs.tolist()
+                seen = make_view(tiles, recipe.views, recipe.seed, epochs, batch.keys, number, step=batch.step)
                 assert np.array_equal(one.views[number], seen[i, 0].numpy())
             moved += not np.array_equal(*one.tiles)
     assert (moved > 0) == (positives == "group")

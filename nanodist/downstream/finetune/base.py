@@ -77,7 +77,8 @@ class LabelledTask(ABC):
         """The views (m, 1, S, S) in [0, 1] of each micro-batch."""
         tiles = torch.from_numpy(batch.images).to(self.device)
         recipe, known = self.recipe, self.labels.pixel_sizes(batch.numbers)
-        views = make_view(tiles, recipe.views, recipe.seed, batch.epochs.tolist(), batch.keys, 0, known)
+        epochs = batch.epochs.tolist()
+        views = make_view(tiles, recipe.views, recipe.seed, epochs, batch.keys, 0, known, step=batch.step)
         return list(views.chunk(self.micro_batches))
 
     def forward(self, model: Callable[..., Any], part: Tensor) -> dict[str, Tensor]:

@@ -21,6 +21,7 @@ def class_maps(
     epochs: Sequence[int],
     keys: Sequence[str],
     pixel_size_nm: npt.ArrayLike | None = None,
+    step: int = 0,
 ) -> Tensor:
     """Classes (n, S, S) of the pixels of view 0 of samples, whose ``masks`` (n, H, W) are uint8 class numbers.
 
@@ -28,7 +29,7 @@ def class_maps(
     class that covers most of a pixel has it.
     """
     height, width = masks.shape[-2:]
-    drawn = _geometry(draw(config, seed, epochs, keys, 0, height, width, pixel_size_nm))
+    drawn = _geometry(draw(config, seed, epochs, keys, 0, height, width, pixel_size_nm, step))
     plain = replace(config, exposure="keep", noise_stage="last")
     covers = torch.stack(
         [render((masks == c).to(torch.uint8) * 255, drawn, plain)[:, 0] for c in range(classes)], dim=1

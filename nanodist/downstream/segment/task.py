@@ -52,7 +52,7 @@ class SegmentTask(LabelledTask):
         masks = torch.from_numpy(np.stack([self.masks.mask(int(i)) for i in batch.numbers])).to(self.device)
         known = self.labels.pixel_sizes(batch.numbers)
         shape = (len(self.masks.values), self.recipe.views, self.recipe.seed)
-        return class_maps(masks, *shape, batch.epochs.tolist(), batch.keys, known)
+        return class_maps(masks, *shape, batch.epochs.tolist(), batch.keys, known, batch.step)
 
     def predict(self, number: int) -> npt.NDArray[np.float32]:
         """Probabilities (classes, H, W) of a sample of the dataset, without augmentation."""
