@@ -223,10 +223,11 @@ class Comparison:
     def differences(self) -> list[Row]:
         """Every pretrained encoder minus each baseline, by method and budget.
 
-        Baselines are its own random trunk and texture by the same method, and what was trained from scratch by
-        fine-tuning, on the splits and label draws that both have.
+        Baselines are its own random trunk, texture and the pretrained encoder that was named first, by the same
+        method, and what was trained from scratch by fine-tuning, on the splits and label draws that both have.
         """
         sources = {one.source.name: one.source for one in self._scored}
+        first = next((one.name for one in sources.values() if one.kind == "pretrained"), None)
         rows = []
         for (name, method, budget), whole in self._tallies.items():
             if sources[name].kind not in ("pretrained", "finetuned"):
@@ -235,6 +236,7 @@ class Comparison:
                 scratch = base.kind == "scratch"
                 baseline = (base.name, FINETUNED if scratch else method, budget)
                 mine = base.kind == "texture" or (base.kind == "random" and base.trunk == sources[name].trunk)
+                mine = mine or (base.name == first and name != first)
                 if (mine or scratch) and baseline in self._tallies:
                     tally, other = whole, self._tallies[baseline]
                     if scratch:

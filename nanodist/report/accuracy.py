@@ -195,7 +195,8 @@ def _differences(probe: Probe) -> str:
     for key in sorted(grouped, key=lambda k: (*curves.method_order(k[2]), k[0], k[1])):
         cells = [_gain(grouped[key].get(budget)) for budget in order]
         rows.append((f"{key[0]} over {key[1]}", curves.method_name(key[2]), *cells))
-    caption = "Gain over the baselines: paired differences with intervals; bold where the interval leaves out zero."
+    what = "Gain over the baselines and over the encoder named first"
+    caption = f"{what}: paired differences with intervals; bold where the interval leaves out zero."
     return table(["difference", "method", *map(str, order)], rows, caption, label_columns=2)
 
 

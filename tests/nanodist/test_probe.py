@@ -155,7 +155,7 @@ def check_split(scores: dict, out: Path) -> None:
 
 def test_a_test_store_is_the_whole_test_and_names_make_encoder_seeds(place: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    encoders = [f"pair={place / 'export7'}", f"pair={place / 'export8'}"]
+    encoders = [f"pair={place / 'export7'}", f"pair={place / 'export8'}", f"again={place / 'export8'}"]
     options = ["--test-store", str(place / "test-store"), "--labels-per-class", "2,64", "--short-classes", "cap"]
     options += ["--seeds", "2", "--resamples", "50", "--baselines", "texture"]
     assert main(["probe", *encoders, "--store", str(place / "store"), "--out", str(out), *options]) == 0
@@ -167,7 +167,11 @@ def test_a_test_store_is_the_whole_test_and_names_make_encoder_seeds(place: Path
     summary = {(s["encoder"], s["method"], s["labels_per_class"]): s for s in scores["summary"]}
     assert summary["pair", "linear", 2]["encoder_seeds"] == 2
     assert summary["pair", "linear", 2]["transductive"] is None  # pretrained on another store: not known
-    assert {e for e, _, _ in summary} == {"pair", "texture"}
+    assert {e for e, _, _ in summary} == {"pair", "texture", "again"}
+    over = {(d["encoder"], d["baseline"]): d["mean"] for d in scores["differences"] if d["labels_per_class"] == 2}
+    assert set(over) == {("pair", "texture"), ("again", "texture"), ("again", "pair")}
+    gain = summary["again", "knn", 2]["mean"] - summary["pair", "knn", 2]["mean"]
+    assert over["again", "pair"] == pytest.approx(gain, abs=1e-5)
 
 
 def finetuning(folder: Path, store: Path, draw: int, labels: int | str = 2, used: int = 6, **more: object) -> Path:
