@@ -28,7 +28,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,9 @@ BUDGETS = "1,2,4,8,16,32,80"
 SHARED = ("--splits", "20", "--test-share", "0.2", "--seeds", "1")
 PRINTED = ("sound", "lu2022", "lu2022 without flaws")
 # Options of nanodist probe. Baselines are there where they are drawn.
+SOUND = ("--protocol", "sound", *SHARED)
 PROTOCOLS = {
-    "sound": ("--protocol", "sound", *SHARED, "--baselines", "random,texture", "--random-seeds", "2"),
+    "sound": (*SOUND, "--baselines", "random,texture", "--random-seeds", "2"),
     "lu2022": ("--protocol", "lu2022", "--baselines", "random,texture", "--random-seeds", "2"),
     "lu2022 without flaws": ("--protocol", "lu2022", "--flaws", "none", "--baselines", "none"),
     "lu2022, choice-on-test": ("--protocol", "lu2022", "--flaws", "choice-on-test", "--baselines", "none"),
@@ -145,22 +146,22 @@ def labelled_images(work: Path) -> Path:
     return table
 
 
-def encoders(work: Path, store: Path, seeds: Sequence[int]) -> list[Path]:
-    """Runs of the pretrained encoders."""
-    runs = [work / "runs" / str(seed) for seed in seeds]
+def encoders(folder: Path, store: Path, seeds: Sequence[int], changes: Sequence[str] = ()) -> list[Path]:
+    """Runs in ``folder`` of encoders that are pretrained with ``changes`` of the recipe."""
+    runs = [folder / str(seed) for seed in seeds]
     for seed, run in zip(seeds, runs, strict=True):
         whole = run.with_suffix(".whole")
         if not whole.exists():
-            nanodist("pretrain", "demo", f"data.store={store}", f"run_dir={run}", f"seed={seed}", *RECIPE)
+            nanodist("pretrain", "demo", f"data.store={store}", f"run_dir={run}", f"seed={seed}", *RECIPE, *changes)
             whole.touch()
     return runs
 
 
-def probe(work: Path, runs: Sequence[Path], store: Path, name: str, *options: str) -> dict[str, Any]:
-    """The scores of one protocol, from features that are shared by all."""
+def probe(work: Path, runs: Mapping[str, Sequence[Path]], store: Path, name: str, *options: str) -> dict[str, Any]:
+    """The scores of one protocol for encoders and their seeds, from features that are shared by all."""
     out = work / "probes" / name
     if not (out / "scores.json").exists():
-        asked = [f"simclr={run}" for run in runs]
+        asked = [f"{encoder}={run}" for encoder, each in runs.items() for run in each]
         shared = ("--labels-per-class", BUDGETS, "--short-classes", "cap", "--features", str(work / "features"))
         if main_of_nanodist(["probe", *asked, "--store", str(store), "--out", str(out), *shared, *options]):
             raise SystemExit(f"the probe {name} failed")
@@ -281,8 +282,8 @@ def main(argv: list[str] | None = None) -> int:
         work = (args.work or Path(temporary)).resolve()
         work.mkdir(parents=True, exist_ok=True)
         unlabelled, labelled = stores(work)
-        runs = encoders(work, unlabelled, range(ENCODERS))
-        scores = {name: probe(work, runs, labelled, name.replace(", ", "-").replace(" ", "-"), *options)
+        runs = encoders(work / "runs", unlabelled, range(ENCODERS))
+        scores = {name: probe(work, {"simclr": runs}, labelled, name.replace(", ", "-").replace(" ", "-"), *options)
                   for name, options in PROTOCOLS.items()}  # fmt: skip
         all_curves = {name: curves(one) for name, one in scores.items()}
         added = report(all_curves)
