@@ -41,7 +41,9 @@ demo: $(STAMP) $(DEMO)/train/manifest.json $(DEMO)/test/manifest.json
 	@echo "report: $(abspath $(DEMO)/report.html)"
 
 # In their order the files of tests/e2e come first, which are the longest.
+# numba compiles the loops of the views once here, or several processes of the tests would at once.
 test: $(STAMP)
+	$(BIN)/python -c "from nanodist.views.on_cpu import compiled; compiled()"
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)

@@ -345,7 +345,7 @@ def metric_lines(path: str | Path) -> list[dict[str, Any]]:
 def package_versions() -> dict[str, str | None]:
     """The versions that a result may depend on; ``None`` for what is not installed."""
     versions: dict[str, str | None] = {"python": platform.python_version()}
-    for name in ("nanodist", "torch", "deepspeed", "timm", "kornia", "numpy"):
+    for name in ("nanodist", "torch", "deepspeed", "timm", "kornia", "numba", "numpy"):
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -21,7 +21,8 @@ if TYPE_CHECKING:  # it imports torch, which may be what is missing here
 # (distribution, what it is for, the extra that brings it, whether pretraining needs it)
 _PACKAGES = (
     ("timm", "the trunks", "", True),
-    ("kornia", "the augmented views", "train", True),
+    ("kornia", "the augmented views, on GPUs", "train", True),
+    ("numba", "the augmented views, on CPUs", "train", True),
     ("webdataset", "reading stores with webdataset's own tools", "train", False),
     ("submitit", "python -m launch", "train", False),
     ("tifffile", "8- and 16-bit TIFF micrographs", "", False),

@@ -67,7 +67,7 @@ def pretrain(
 
 def _check_installed() -> None:
     # Before anything is written, so that nothing is left behind.
-    missing = [name for name in ("deepspeed", "kornia") if importlib.util.find_spec(name) is None]
+    missing = [name for name in ("deepspeed", "kornia", "numba") if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"training needs {' and '.join(missing)}: pip install 'nanodist[train]'")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -147,6 +148,13 @@ class ViewsConfig:
         if bounds is None:
             raise ValueError("none of crop_px, crop_nm and crop_share is set")
         return bounds
+
+    def blur_reach(self) -> int:
+        """Half the width in pixels of every blur's window, without its middle: 3 of the largest standard deviation.
+
+        One for all views, or what a view looks like would depend on which others are blurred with it.
+        """
+        return min(math.ceil(3 * self.blur_sigma_px[1]), self.size_px // 2 - 1)
 
     def of_view(self, name: str, view: int) -> float:
         """The probability ``name`` of view ``view``: that of the second view differs where the recipe says so."""

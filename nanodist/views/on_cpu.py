@@ -1,122 +1,162 @@
 """Apply drawn parameters tile by tile: what is in work stays in the processor's cache, and nothing else is kept.
 
 What is computed is what :mod:`nanodist.views.on_device` computes in batch through kornia; the tests hold the two
-together. As each view is made by itself, no other sample of the batch can change a bit of it.
+together. As each view is made by itself, no other sample of the batch can change a bit of it, nor can the threads that
+share the batch.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import math
+import hashlib
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from nanodist.views.blur import Blur, Scratch, reach
+from hpc.errors import UserError
 from nanodist.views.config import ViewsConfig
-from nanodist.views.crops import Crops
-from nanodist.views.noise import NoiseWords, hashed
 from nanodist.views.parameters import ViewParameters
 
+Records = npt.NDArray[np.void]
+# Pixels of views that are worth a thread: about a millisecond.
+_PIXELS_A_THREAD = 2**18
+_SLOW_S = 3.0
 
-# Without the records of autograd each of the many small steps costs less; ``out`` itself stays an ordinary tensor.
-@torch.inference_mode()
+
 def apply(tiles: Tensor, parameters: ViewParameters, config: ViewsConfig, out: Tensor) -> Tensor:
-    """Views (n, 1, size_px, size_px) float32 in [0, 1] of ``tiles`` (n, H, W) uint8 or uint16, written to ``out``."""
-    # All steps work in the same memory, as what fits into the cache takes half the time.
-    scratch = Scratch(config.size_px, reach(config))
-    maker = _Maker(parameters, config, 255 if tiles.dtype == torch.uint8 else 65535, scratch)
-    crops = Crops(parameters, config.size_px, tiles.shape[-2], tiles.shape[-1], scratch.images)
-    for i, (tile, view) in enumerate(zip(tiles, out[:, 0], strict=True)):
-        maker.make(i, crops.sample(tile, i), view)
-    return out
+    """Views (n, 1, size_px, size_px) float32 in [0, 1] of ``tiles`` (n, H, W) uint8 or uint16, written to ``out``.
+
+    Raises:
+        UserError: numba is not installed.
+    """
+    make, size = compiled(), config.size_px
+    height, width = tiles.shape[-2:]
+    records = _records(parameters, size, height, width)
+    rows, columns = records["bottom"] - records["top"], records["right"] - records["left"]
+    options = (
+        int((rows * columns).max(initial=1)),
+        int((columns * records["halved"]).max(initial=1)),
+        config.blur_reach(),
+        config.exposure == "image",
+        config.noise_stage == "linear",
+        float(config.noise_signal_share),
+    )
+    views = out if out.is_contiguous() else torch.empty_like(out, memory_format=torch.contiguous_format)
+    pixels, made = tiles.contiguous().numpy(), views[:, 0].numpy()
+
+    def run(part: slice) -> None:
+        make(*_by_depth(pixels[part]), records[part], *options, made[part])
+
+    count = len(tiles)
+    threads = max(1, min(torch.get_num_threads(), count * size**2 // _PIXELS_A_THREAD))
+    if threads == 1:
+        run(slice(0, count))
+    else:
+        # Four parts a thread, as some views take twice as long as others. A pool that is kept would not survive a fork.
+        bounds = np.linspace(0, count, min(4 * threads, count) + 1).astype(int).tolist()
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(run, map(slice, bounds, bounds[1:])))
+    return out if views is out else out.copy_(views)
 
 
-class _Maker:
-    """Makes views one after the other, from crops in counts up to ``full_scale``."""
-
-    def __init__(self, parameters: ViewParameters, config: ViewsConfig, full_scale: int, scratch: Scratch) -> None:
-        size = config.size_px
-        self.config, self.full_scale = config, full_scale
-        # Plain numbers: those of arrays are slow one by one.
-        self.each = {field.name: getattr(parameters, field.name).tolist() for field in dataclasses.fields(parameters)}
-        self.noise_key = hashed(parameters.noise_key)
-        self.edge = torch.linspace(-1, 1, size)
-        self.blur = Blur(size, reach(config), parameters.blur_sigma_px, scratch)
-        self.words = NoiseWords(size, scratch.both)
-        self.number = torch.zeros(())
-
-    def make(self, i: int, crop: Tensor, view: Tensor) -> None:
-        """Write to ``view`` (size_px, size_px) what becomes of ``crop`` i, which is overwritten."""
-        each, linear = self.each, self.config.noise_stage == "linear"
-        # What is left to do to every pixel alike: crop * scale + shift.
-        scale, shift = 1 / self.full_scale, 0.0
-        if self.config.exposure == "image":
-            crop -= _mean(crop)
-            scale, shift = scale / (6 * (_rms(crop) * scale + 1e-3)), 0.5
-        if each["inverted"][i]:
-            scale, shift = -scale, 1 - shift
-        blurred = bool(each["blur_sigma_px"][i])
-        # What is blurred is first made where the blur takes it from.
-        first = self.blur.source if blurred else view
-        if linear:
-            self._scaled(crop, scale, shift, first)
-            if blurred:
-                self.blur.into(view, i)
-            self._noise(view, i)
-            self._grey(i, view, 1.0, 0.0, view)
-        else:
-            self._grey(i, crop, scale, shift, first)
-            if blurred:
-                self.blur.into(view, i)
-        if each["solarized"][i]:
-            view -= (2 * view).sub_(1).clamp_min_(0)
-        if not linear:
-            self._noise(view, i)
-        top, left, side = each["erased"][i]
-        if side:
-            view[top : top + side, left : left + side] = _mean(view)
-        view.clamp_(0, 1)
-
-    def _grey(self, i: int, crop: Tensor, scale: float, shift: float, view: Tensor) -> None:
-        """Brightness, contrast, gamma and the plane of the background, of ``crop * scale + shift``."""
-        factor, contrast = self.each["brightness_factor"][i], self.each["contrast"][i]
-        scale, shift = scale * factor, shift * factor
-        if contrast != 1:
-            mean = _mean(crop) * scale + shift
-            scale, shift = scale * contrast, shift * contrast + mean * (1 - contrast)
-        self._scaled(crop, scale, shift + self.each["brightness"][i], view)
-        view.clamp_(1e-6, 1)
-        gamma = self.each["gamma"][i]
-        if gamma != 1:
-            # A quarter of the time of pow, and two thirds of that of log and exp.
-            view.log2_().mul_(gamma).exp2_()
-        right, down = self.each["gradient"][i]
-        if right or down:
-            view += self.edge * right
-            view += (self.edge * down)[:, None]
-
-    def _noise(self, view: Tensor, i: int) -> None:
-        std, share = self.each["noise_std"][i], self.config.noise_signal_share
-        if not std:
-            return
-        noise = self.words.sums(self.noise_key[i])
-        if not share:
-            view.add_(noise, alpha=std * self.words.scale)
-            return
-        grey = torch.clamp_min(view, 0, out=self.words.free())
-        view.addcmul_(noise, self._scaled(grey, share, 1 - share, grey).sqrt_(), value=std * self.words.scale)
-
-    def _scaled(self, view: Tensor, scale: float, shift: float, out: Tensor) -> Tensor:
-        """``view * scale + shift`` in one pass."""
-        return torch.add(self.number.fill_(shift), view, alpha=scale, out=out)
+def _by_depth(tiles: npt.NDArray[Any]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint16]]:
+    """The tiles as what they are, and none of the other depth: both in one compiled function."""
+    if tiles.dtype == np.uint8:
+        return tiles, np.empty((0, 0, 0), np.uint16)
+    if tiles.dtype == np.uint16:
+        return np.empty((0, 0, 0), np.uint8), tiles
+    raise ValueError(f"tiles must be uint8 or uint16, not {tiles.dtype}")
 
 
-def _mean(view: Tensor) -> float:
-    # Row by row, so that the number of threads does not change the order of the sum.
-    return float(view.sum(1).sum()) / view.numel()
+def _records(parameters: ViewParameters, size: int, height: int, width: int) -> Records:
+    """The parameters and where each crop lies, as the compiled function takes them (n,)."""
+    from nanodist.views.cpu_kernels import RECORD
+
+    records = np.zeros(len(parameters.level), RECORD)
+    halved = 2**parameters.level
+    # From centres of the view's pixels to those of the halved tile's.
+    matrix = parameters.matrix / halved[:, None, None]
+    matrix[..., 2] += (0.5 / halved - 0.5)[:, None]
+    first, stop, inside = _windows(matrix, size, np.array([width, height]) // halved[:, None])
+    matrix[..., 2] -= first
+    records["matrix"], records["halved"], records["inside"] = matrix, halved, inside
+    records["left"], records["top"] = first.T
+    records["right"], records["bottom"] = stop.T
+    for name in set(RECORD.names or ()) & set(vars(parameters)) - {"matrix"}:
+        records[name] = getattr(parameters, name)
+    return records
 
 
-def _rms(view: Tensor) -> float:
-    flat = view.reshape(-1)
-    return math.sqrt(float(torch.dot(flat, flat)) / len(flat))
+def _windows(
+    matrix: npt.NDArray[np.float64], size: int, extent: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
+    """First pixel and end (n, 2) in x and y of what the crops reach within ``extent``, and (n,) whether that is all.
+
+    Where a crop reaches over an edge, what is mirrored there lies inside its window, since the crop's middle does.
+    """
+    reach = (size - 1) * matrix[..., :2]
+    low = matrix[..., 2] + np.minimum(reach, 0).sum(-1)
+    high = matrix[..., 2] + np.maximum(reach, 0).sum(-1)
+    first = np.clip(np.floor(low).astype(np.int64), 0, extent - 2)
+    stop = np.maximum(np.minimum(extent, np.ceil(high).astype(np.int64) + 2), first + 2)
+    return first, stop, ((low >= 0) & (high <= extent - 1)).all(1)
+
+
+@lru_cache(maxsize=1)
+def compiled() -> Callable[..., None]:
+    """The function :func:`nanodist.views.cpu_kernels.make`, compiled for this processor or found in numba's cache.
+
+    The cache is ``__pycache__`` beside the source, or the user's folder for caches where that cannot be written, or the
+    folder that ``NUMBA_CACHE_DIR`` names. It is read and written once a process, when the first view is made.
+
+    Raises:
+        UserError: numba is not installed.
+    """
+    try:
+        from llvmlite import binding
+        from numba import njit
+    except ImportError as error:
+        raise UserError(f"views on the CPU need numba ({error}): pip install 'nanodist[train]'") from None
+    logging.getLogger("numba").setLevel(logging.WARNING)
+    from nanodist.views.cpu_kernels import RECORD, make
+
+    # numba keeps what it compiles for several types of processors in one index, in which nodes of two types that start
+    # at once on a shared file system can take each other's code for their own. So each type has files of its own.
+    processor = f"{binding.get_host_cpu_name()} {binding.get_host_cpu_features().flatten()}"
+    make.__qualname__ = f"make_{hashlib.sha256(processor.encode()).hexdigest()[:12]}"
+    nothing = (*_by_depth(np.empty((0, 0, 0), np.uint8)), np.empty(0, RECORD), 1, 1, 1, False, False, 0.0)
+    with _said_if_slow():
+        try:
+            function: Callable[..., None] = njit(nogil=True, error_model="numpy", cache=True)(make)
+            function(*nothing, np.empty((0, 8, 8), np.float32))
+        except Exception:  # no folder that can be written, a full disk, a damaged file: views need no cache
+            function = njit(nogil=True, error_model="numpy")(make)
+            function(*nothing, np.empty((0, 8, 8), np.float32))
+    return function
+
+
+@contextmanager
+def _said_if_slow() -> Iterator[None]:
+    """A line on rank 0 if what is done takes seconds."""
+
+    def say() -> None:
+        print("compiling what makes views, once for this type of processor", file=sys.stderr, flush=True)
+
+    timer = threading.Timer(_SLOW_S, say)
+    timer.daemon = True
+    if os.environ.get("RANK", "0") == "0":  # set by every launcher of several ranks, or by Topology.export
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

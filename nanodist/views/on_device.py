@@ -12,7 +12,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from nanodist.views.blur import reach
 from nanodist.views.config import ViewsConfig
 from nanodist.views.noise import unit_noise
 from nanodist.views.parameters import ViewParameters
@@ -140,7 +139,7 @@ def _blur(views: Tensor, parameters: ViewParameters, config: ViewsConfig) -> Ten
     sigma = torch.from_numpy(parameters.blur_sigma_px[chosen]).to(views.device)
     # One kernel size for all, or the result would depend on which samples share a batch. Tap by tap, since a
     # convolution sums in an order that depends on the number of samples, unless it is in float64, which is slow.
-    weights = get_gaussian_kernel1d(2 * reach(config) + 1, sigma[:, None]).to(views.dtype)
+    weights = get_gaussian_kernel1d(2 * config.blur_reach() + 1, sigma[:, None]).to(views.dtype)
     blurred = views[index]
     for axis in (-1, -2):
         blurred = _filtered(blurred, weights, axis)

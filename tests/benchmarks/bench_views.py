@@ -27,7 +27,6 @@ from torch import Tensor
 
 from hpc.config import build
 from nanodist.views import ViewParameters, ViewsConfig, draw, make_views, render
-from nanodist.views.blur import reach
 from nanodist.views.noise import unit_noise
 
 TILE, SIZE = 256, 224
@@ -74,7 +73,7 @@ class Kornia:
     def __init__(self, tiles: Tensor, drawn: ViewParameters, config: ViewsConfig, slices: bool) -> None:
         import kornia.augmentation as K
 
-        window = 2 * reach(config) + 1
+        window = 2 * config.blur_reach() + 1
         crop = K.RandomResizedCrop(
             (SIZE, SIZE), cropping_mode="slice" if slices else "resample", align_corners=not slices
         )

@@ -1,11 +1,11 @@
-"""A plain install has no DeepSpeed, MPI, kornia, webdataset, W&B or submitit, and must do without."""
+"""A plain install has no DeepSpeed, MPI, kornia, numba, webdataset, W&B or submitit, and must do without."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-EXTRAS = ("deepspeed", "mpi4py", "kornia", "webdataset", "wandb", "submitit", "onnx")
+EXTRAS = ("deepspeed", "mpi4py", "kornia", "numba", "webdataset", "wandb", "submitit", "onnx")
 # An import of a name that stands for None fails as one that is not installed.
 BLOCK = f"import sys\nsys.modules.update(dict.fromkeys({EXTRAS!r}))\n"
 USE = """

@@ -1,14 +1,17 @@
 import dataclasses
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 
+import numba
 import numpy as np
 import pytest
 import torch
 
 from hpc import config as recipes
 from hpc.errors import UserError
-from nanodist.views import ViewsConfig, draw, make_view, make_views, on_cpu, on_device, render
-from nanodist.views.blur import Blur, Scratch, reach
-from nanodist.views.noise import NoiseWords, hashed, unit_noise
+from nanodist.views import ViewsConfig, cpu_kernels, draw, make_view, make_views, on_cpu, on_device, render
+from nanodist.views.noise import unit_noise
 from nanodist.views.presets import PRESETS
 
 KEYS = [f"sample-{i}" for i in range(12)]
@@ -175,28 +178,74 @@ def test_noise_word_by_word_is_the_noise():
     word = lowbias32(lowbias32(pixel + 0x9E3779B9) ^ lowbias32(key))
     total = sum(word.to_bytes(4, "little"))
     assert float(expected[2, 3, 5]) == pytest.approx((total - 510) * (3 / 65535) ** 0.5, abs=1e-6)
-    words = NoiseWords(40, torch.empty(2, 1600))
-    for i, h in enumerate(hashed(keys)):
-        assert torch.equal(words.sums(h) * words.scale, expected[i])
+    # and the same from the compiled loops
+    tiles = torch.full((4, 60, 60), 128, dtype=torch.uint8)
+    options = {
+        "intensity_probability": 0.0,
+        "blur_probability": 0.0,
+        "noise_probability": 1.0,
+        "noise_std": (0.05, 0.1),
+    }
+    config = ViewsConfig(size_px=40, crop_px=(50.0, 50.0), noise_signal_share=0.0, **options)
+    drawn = dataclasses.replace(draw(config, 0, [0] * 4, KEYS[:4], 0, 60, 60), noise_key=keys)
+    seen = (render(tiles, drawn, config)[:, 0] - 128 / 255) / torch.from_numpy(drawn.noise_std).float().view(-1, 1, 1)
+    torch.testing.assert_close(seen, expected, rtol=0, atol=3e-6)
 
 
 @pytest.mark.parametrize("size", [10, 32, 41, 64, 75, 96, 97, 120])
 def test_blur_is_kornias(size):
     from kornia.filters import gaussian_blur2d
 
-    config = ViewsConfig(size_px=size, blur_sigma_px=(0.2, 2.1))
-    half = reach(config)
-    sigmas = np.array([0.1, 0.7, 2.1])
-    scratch = Scratch(size, half)
-    blur = Blur(size, half, sigmas, scratch)
-    image = torch.rand(size, size, generator=torch.Generator().manual_seed(0))
-    for number, sigma in enumerate(sigmas):
-        scratch.both.fill_(float("nan"))
-        blur.source.copy_(image)
-        out = torch.full((size, size), float("nan"))
-        blur.into(out, number)
-        expected = gaussian_blur2d(image[None, None].double(), 2 * half + 1, (sigma, sigma), "reflect")[0, 0]
-        torch.testing.assert_close(out, expected.float(), rtol=0, atol=2e-6)
+    plain = ViewsConfig(size_px=size, crop_px=(float(size),) * 2, rotation="none", **PLAIN)
+    config = dataclasses.replace(plain, blur_sigma_px=(0.2, 2.1), blur_probability=1.0)
+    tiles, sigmas = _tiles(3, size), np.array([0.15, 0.7, 2.1])
+    drawn = dataclasses.replace(draw(config, 0, [0] * 3, KEYS[:3], 0, size, size), blur_sigma_px=sigmas)
+    for tile, view, sigma in zip(tiles.double() / 255, render(tiles, drawn, config), sigmas, strict=True):
+        expected = gaussian_blur2d(tile[None, None], 2 * config.blur_reach() + 1, (sigma, sigma), "reflect")[0, 0]
+        torch.testing.assert_close(view[0], expected.float(), rtol=0, atol=2e-6)
+
+
+def test_threads_and_memory_change_no_bit(monkeypatch):
+    tiles = _tiles(dtype=torch.uint16)
+    want = make_view(tiles, FULL, 0, [0] * 12, KEYS, 0)
+    monkeypatch.setattr(on_cpu, "_PIXELS_A_THREAD", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    started = []
+    monkeypatch.setattr(on_cpu, "ThreadPoolExecutor", lambda n: started.append(n) or ThreadPoolExecutor(n))
+    room = torch.full((12, 2, 32, 32), -1.0)
+    turned = tiles.transpose(1, 2).contiguous().transpose(1, 2)
+    assert make_view(turned, FULL, 0, [0] * 12, KEYS, 0, out=room[:, 1:]).data_ptr() == room[:, 1:].data_ptr()
+    assert started == [3] and torch.equal(room[:, 1:], want) and (room[:, 0] == -1).all()
+    with pytest.raises(ValueError, match="not int32"):
+        make_view(tiles.int(), FULL, 0, [0] * 12, KEYS, 0)
+
+
+def test_power_is_a_power():
+    power = numba.vectorize(["f4(f4, f4)"])(cpu_kernels._power.py_func)
+    x = np.concatenate([np.geomspace(1e-6, 1, 4000), np.linspace(0.001, 1, 4000)]).astype(np.float32)
+    for exponent in (0.3, 0.61, 1.6, 3.0):
+        expected = x.astype(np.float64) ** np.float32(exponent)
+        assert np.abs(power(x, np.float32(exponent)) - expected).max() < 1e-6
+
+
+def test_views_are_compiled_without_a_cache_where_there_is_none(monkeypatch, capfd):
+    made = []
+
+    def njit(cache=False, **options):
+        if cache:
+            raise RuntimeError("cannot cache function 'make': no locator available")
+        return lambda function: lambda *arguments: made.append(arguments) or time.sleep(0.2)
+
+    monkeypatch.setattr(numba, "njit", njit)
+    monkeypatch.setattr(on_cpu, "_SLOW_S", 0.02)
+    on_cpu.compiled.__wrapped__()
+    assert len(made) == 1 and "compiling what makes views" in capfd.readouterr().err
+    monkeypatch.setenv("RANK", "1")
+    on_cpu.compiled.__wrapped__()
+    assert capfd.readouterr().err == ""
+    monkeypatch.setitem(sys.modules, "numba", None)
+    with pytest.raises(UserError, match=r"need numba .*nanodist\[train\]"):
+        on_cpu.compiled.__wrapped__()
 
 
 def test_noise_grows_with_linear_intensity():
