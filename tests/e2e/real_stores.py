@@ -2,7 +2,8 @@
 
 Run: NANODIST_DATA=DIR python -m tests.e2e.real_stores OUT. Of each set whole groups are held out (movies of nanowires,
 papers that figures are from, micrographs of viruses; of consecutive sections the last ones, behind a gap). OUT/pretrain
-holds tiles of all training parts and of two sets without a test; the gold particles are in no pretraining.
+holds tiles of all training parts and of two sets without a test; the gold particles are in no pretraining but that of
+OUT/transmission, which holds all TEM and STEM sets less their tests.
 """
 
 from __future__ import annotations
@@ -41,13 +42,30 @@ def main(out: Path) -> None:
         pack_listed(out, f"{name}-train", DATA / folder, train, "--masks", masks, "--tile", tile)
         pack_listed(out, f"{name}-test", DATA / folder, test, "--masks", masks, "--tile", "none")
         seen |= train
-    for folder in ("stem_catalyst_np", "sem_nasa_superalloy_seg/images"):
+    for folder in ("stem_catalyst_np/images", "sem_nasa_superalloy_seg/images"):
         files = sorted(file for file in (DATA / folder).iterdir() if file.suffix in (".png", ".jpg", ".jpeg"))
         seen |= {file.relative_to(DATA).as_posix(): file.stem for file in files}
     pack_listed(out, "pretrain", DATA, seen, "--tile", "256", "--bars", "cut", "--exclude", "saxs2d/*")
+    pack_listed(out, "transmission", DATA, transmission(seen), "--tile", "256", "--bars", "cut", "--exclude", "saxs2d/*")
     gold = DATA / "tem_au_nanoparticle_shape"
     table = f"{gold}/meta.csv"
     run(gold, out / "gold", "--labels", f"{table}:label", "--groups", f"{table}:sample", "--bars", "cut")
+
+
+def transmission(seen: Listed) -> Listed:
+    """All TEM and STEM sets, of which viruses are half: what ``pretrain`` holds of them, and two sets without a test.
+
+    Of catalysts and gold, whose files are large, each fourth. Where tiles of one group count as views of one thing
+    (``data.positives``), a movie or a paper is too wide a group: but for the viruses each file is its own.
+    """
+    catalysts = sorted(file for file in seen if file.startswith("stem_catalyst_np/"))
+    gold, sections = (
+        sorted(file.relative_to(DATA).as_posix() for file in (DATA / folder).rglob("*.png"))
+        for folder in ("tem_au_nanoparticle_shape", "sstem_drosophila_vnc")
+    )
+    files = {file for file in seen if not file.startswith("sem_")} - {*catalysts}
+    files |= {*catalysts[::4], *gold[::4], *sections}
+    return {file: seen[file] if file.startswith("tem_virus/") else file for file in files}
 
 
 def run(source: Path, store: Path, *options: str) -> None:
