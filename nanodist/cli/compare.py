@@ -54,14 +54,15 @@ def run(options: argparse.Namespace) -> int:
         raise UserError(f"--metric: '{unknown[0]}' does not exist; allowed: {', '.join(SEGMENTATION_METRICS)}")
     runs = [read_run(path) for path in find_runs(options.runs)]
     compared = Comparison(runs, options.level, options.resamples, families(options.encoders, runs))
-    rows = [row for key in compared.metrics for row in compared.rows(*key)]
+    rows = [row for key in compared.metrics for row in compared.rows(*key)] + compared.run_score_rows()
     differences = [row for key in compared.metrics for row in compared.differences(*key)]
     document = {"schema": 1, "kind": compared.kind, "level": options.level, "runs": len(runs), "notes": list(NOTES)}
     options.out.mkdir(parents=True, exist_ok=True)
     atomic.write_json(options.out / COMPARISON, {**document, "rows": rows, "differences": differences})
     flat = [{**row, "micrographs_per_class": _per_class(row)} for row in rows]
     atomic.write_text(options.out / TABLE, csv_of(flat, list(flat[0])))
-    keys = [key for key in compared.metrics if compared.kind == "classification" or key[0] in wanted]
+    keys = list(dict.fromkeys((row["metric"], row["class"]) for row in rows))
+    keys = [key for key in keys if compared.kind == "classification" or key[0] in wanted]
     print(_text(compared, rows, differences, keys, options))
     return 0
 

@@ -4,7 +4,8 @@ Runs of one setting that differ in their seeds are replicates. What is resampled
 the encoder (pretrainings that are named as seeds of one; of random weights the seed of the run), the label draws (with
 the seed of head and views) and the splits; settings are compared on the same resamples (see
 :mod:`nanodist.downstream.bootstrap`). Balanced accuracy is a mean over classes of the share of samples that are right;
-Dice, IoU and boundary F1 are means over images.
+Dice, IoU and boundary F1 are means over images. Macro F1, accuracy and calibration error of classifiers are no such
+means: their intervals score each resample anew (:mod:`nanodist.downstream.run_scores`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import numpy.typing as npt
 from hpc.errors import UserError
 from nanodist.downstream.bootstrap import Interval, Resamples, Tally, interval, paired_interval
 from nanodist.downstream.labels import Budget
+from nanodist.downstream.run_scores import Answers, run_intervals
 
 F64 = npt.NDArray[np.float64]
 Row = dict[str, Any]
@@ -33,6 +35,7 @@ BALANCED_ACCURACY = "balanced accuracy"
 SEGMENTATION_METRICS = ("dice", "iou", "boundary_f1")
 EVERY_CLASS = "all but background"
 RESAMPLES = 2000
+_SAID = {"macro_f1": "macro F1", "accuracy": "accuracy", "calibration_error": "calibration error"}
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class Finished:
         what: the first row of its scores.
         units: test samples.
         values: for each metric and class the value of each unit (n,), NaN where it has none.
+        said: of a classification, the class that each unit is said to be of, and its probability.
     """
 
     path: Path
@@ -61,6 +65,7 @@ class Finished:
     what: Row
     units: tuple[Unit, ...]
     values: dict[tuple[str, str], F64]
+    said: tuple[tuple[str, float], ...] = ()
 
     @property
     def encoder(self) -> str:
@@ -161,10 +166,12 @@ def read_run(path: Path) -> Finished:
         name = "predictions.csv" if kind == "classification" else "images.csv"
         with open(path / name, newline="") as file:
             rows = list(csv.DictReader(file))
-        made = _classified(rows) if kind == "classification" else _segmented(rows, document["classes"])
+        if kind != "classification":
+            return Finished(path, kind, what, *_segmented(rows, document["classes"]))
+        said = tuple((row["predicted"], float(row[f"p_{row['predicted']}"])) for row in rows)
+        return Finished(path, kind, what, *_classified(rows), said)
     except (OSError, ValueError, KeyError, IndexError) as error:
         raise UserError(f"{path} holds no scores of a fine-tuning that can be compared ({error!r})") from None
-    return Finished(path, kind, what, *made)
 
 
 def _classified(rows: Sequence[dict[str, str]]) -> tuple[tuple[Unit, ...], dict[tuple[str, str], F64]]:
@@ -233,6 +240,10 @@ class Comparison:
                 mine = [run for run in runs if (run.setting(self._families), run.budget) == (setting, budget)]
                 if mine:
                     self._curves[setting, budget] = mine
+        every = [unit for run in runs for unit in run.units]
+        self._groups = {name: i for i, name in enumerate(sorted({unit.group for unit in every}))}
+        labels = {unit.label for unit in every} | {name for run in runs for name, _ in run.said}
+        self._labels = {name: i for i, name in enumerate(sorted(labels))}
 
     def _check(self) -> None:
         kinds = {run.kind for run in self._runs}
@@ -256,17 +267,47 @@ class Comparison:
         """For each setting and number of labels: mean, interval, and what they are made of."""
         found = []
         for (setting, budget), runs in self._curves.items():
-            axes = axes_of(runs)
-            tally, groups = self._tally(runs, axes, axes.draws, metric, label)
+            tally = self._tally(runs, axes := axes_of(runs), axes.draws, metric, label)
             said = interval(tally, self._resamples(tally), self.names[setting], self._level)
-            tested = tally.totals.max(0)
-            sizes: Row = {"runs": len(runs), "encoder_seeds": len(axes.encoders), "splits": len(tally.totals)}
-            sizes |= {"images": int(tested.sum()), "n_train": runs[0].what["n_train"]}
-            sizes["micrographs"] = int((tested.sum(1) > 0).sum())
-            per_class = (tested > 0).sum(0).tolist()
-            sizes["micrographs_per_class"] = {name or label: int(n) for name, n in zip(groups, per_class, strict=True)}
-            found.append({**self._said(metric, label, setting, budget), **_bounds(said), **sizes})
+            row = {**self._said(metric, label, setting, budget), **_bounds(said)}
+            found.append({**row, **self._sizes(runs, axes, tally, label)})
         return found
+
+    def run_score_rows(self) -> list[Row]:
+        """As :meth:`rows`, of what scores a whole run of a classification: macro F1, accuracy, calibration error."""
+        found = []
+        for (setting, budget), runs in self._curves.items() if self.kind == "classification" else ():
+            tally = self._tally(runs, axes := axes_of(runs), axes.draws, BALANCED_ACCURACY, "")
+            answers = [self._answers(run, axes) for run in runs]
+            scores = run_intervals(tally, answers, self._resamples(tally), self.names[setting], self._level)
+            for metric, said in scores.items():
+                row = {**self._said(_SAID[metric], "", setting, budget), **_bounds(said)}
+                found.append({**row, **self._sizes(runs, axes, tally, "")})
+        return found
+
+    def _answers(self, run: Finished, axes: Axes) -> Answers:
+        encoder, draw = axes.of[run.path]
+        splits = sorted({run.split for run in self._runs})
+        at = splits.index(run.split), axes.encoders.index(encoder), axes.draws.index(draw)
+        cells = [
+            (self._groups[unit.group], self._labels[unit.label], self._labels[name])
+            for unit, (name, _) in zip(run.units, run.said, strict=True)
+        ]
+        groups, truth, predicted = np.asarray(cells).T
+        return Answers(at, groups, truth, predicted, np.asarray([confidence for _, confidence in run.said]))
+
+    def _sizes(self, runs: Sequence[Finished], axes: Axes, tally: Tally, label: str) -> Row:
+        tested = tally.totals.max(0)
+        counted = zip(self._labels, (tested > 0).sum(0).tolist(), strict=True)
+        return {
+            "runs": len(runs),
+            "encoder_seeds": len(axes.encoders),
+            "splits": len(tally.totals),
+            "images": int(tested.sum()),
+            "n_train": runs[0].what["n_train"],
+            "micrographs": int((tested.sum(1) > 0).sum()),
+            "micrographs_per_class": {name or label: int(n) for name, n in counted if n},
+        }
 
     def differences(self, metric: str, label: str) -> list[Row]:
         """Each setting with pretrained weights minus each with random ones, over the label draws that both have."""
@@ -282,7 +323,7 @@ class Comparison:
                 both = [draw for draw in mine.draws if draw in its.draws]
                 if both:
                     one, two = (
-                        self._tally(each, axes, both, metric, label)[0] for each, axes in ((runs, mine), (base, its))
+                        self._tally(each, axes, both, metric, label) for each, axes in ((runs, mine), (base, its))
                     )
                     # Draws are resampled alike for both, encoder seeds each for itself.
                     said = paired_interval(one, self.names[setting], two, name, self._resamples(one), self._level)
@@ -296,20 +337,15 @@ class Comparison:
     def _resamples(self, tally: Tally) -> Resamples:
         return Resamples(tally.totals, tally.hits.shape[2], self._count)
 
-    def _tally(
-        self, runs: Sequence[Finished], axes: Axes, draws: Sequence[Draw], metric: str, label: str
-    ) -> tuple[Tally, list[str]]:
-        """Sums and numbers of values by split, encoder seed, draw, micrograph and class; the names of the classes."""
+    def _tally(self, runs: Sequence[Finished], axes: Axes, draws: Sequence[Draw], metric: str, label: str) -> Tally:
+        """Sums and numbers of values by split, encoder seed, draw, micrograph and class."""
         splits = sorted({run.split for run in self._runs})
         units = {run.split: run.units for run in self._runs}
-        every = [unit for split in splits for unit in units[split]]
-        groups = {name: i for i, name in enumerate(sorted({unit.group for unit in every}))}
-        labels = {name: i for i, name in enumerate(sorted({unit.label for unit in every}))}
-        totals = np.zeros((len(splits), len(groups), len(labels)))
-        hits = np.zeros((len(splits), len(axes.encoders), len(draws), len(groups), len(labels)))
+        totals = np.zeros((len(splits), len(self._groups), len(self._labels)))
+        hits = np.zeros((len(splits), len(axes.encoders), len(draws), *totals.shape[1:]))
         for s, split in enumerate(splits):
             counts = self._counts(split, metric, label)
-            cells = tuple(np.asarray([[groups[u.group], labels[u.label]] for u in units[split]]).T)
+            cells = tuple(np.asarray([[self._groups[u.group], self._labels[u.label]] for u in units[split]]).T)
             np.add.at(totals[s], cells, counts)
             mine = {axes.of[run.path]: run for run in runs if run.split == split}
             for (e, encoder), (d, draw) in itertools.product(enumerate(axes.encoders), enumerate(draws)):
@@ -318,7 +354,7 @@ class Comparison:
                 # What neither mask nor prediction shows is right; see _counts.
                 values = np.nan_to_num(mine[encoder, draw].values[metric, label], nan=1.0)
                 np.add.at(hits[s, e, d], cells, values * counts)
-        return Tally(hits, totals), [*labels]
+        return Tally(hits, totals)
 
     def _lacking(self, run: Finished, encoder: str, draw: Draw, split: int) -> str:
         setting = run.setting(self._families)

@@ -46,7 +46,9 @@ def main(out: Path) -> None:
         files = sorted(file for file in (DATA / folder).iterdir() if file.suffix in (".png", ".jpg", ".jpeg"))
         seen |= {file.relative_to(DATA).as_posix(): file.stem for file in files}
     pack_listed(out, "pretrain", DATA, seen, "--tile", "256", "--bars", "cut", "--exclude", "saxs2d/*")
-    pack_listed(out, "transmission", DATA, transmission(seen), "--tile", "256", "--bars", "cut", "--exclude", "saxs2d/*")
+    pack_listed(
+        out, "transmission", DATA, transmission(seen), "--tile", "256", "--bars", "cut", "--exclude", "saxs2d/*"
+    )
     gold = DATA / "tem_au_nanoparticle_shape"
     table = f"{gold}/meta.csv"
     run(gold, out / "gold", "--labels", f"{table}:label", "--groups", f"{table}:sample", "--bars", "cut")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.metrics import accuracy_score, f1_score
 
 from nanodist.cli import main
 
@@ -27,9 +28,11 @@ def what(weights: str, labels: int | str, draw: int, tuned: str = "all", **more:
 
 def classified(folder: Path, weights: str, labels: int | str, draw: int, right: float, **more: Any) -> None:
     rng = np.random.default_rng([draw, int(100 * right)])
-    lines = ["sample,micrograph,label,predicted"]
+    lines = ["sample,micrograph,label,predicted,p_a,p_b,p_c"]
     for key, group, label in SAMPLES:
-        lines.append(f"{key},{group},{label},{label if rng.random() < right else 'c'}")
+        said = label if rng.random() < right else "c"
+        shares = [f"{0.7 if name == said else 0.15}" for name in "abc"]
+        lines.append(f"{key},{group},{label},{said},{','.join(shares)}")
     write_run(
         folder, {"kind": "classification", "rows": [what(weights, labels, draw, **more)]}, "predictions.csv", lines
     )
@@ -51,13 +54,17 @@ def compared(out: Path, *runs: Path, more: tuple[str, ...] = ()) -> dict[str, An
     return found
 
 
+def of(metric: str, found: dict[str, Any]) -> list[dict[str, Any]]:
+    return [row for row in found["rows"] if row["metric"] == metric]
+
+
 def test_curves_of_classifiers_and_their_differences(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for draw in (0, 1):
         classified(tmp_path / f"sweep/runs/p1{draw}", "given", 1, draw, 0.9)
         classified(tmp_path / f"sweep/runs/r1{draw}", "random", 1, draw, 0.3)
         classified(tmp_path / f"sweep/runs/p4{draw}", "given", 4, draw, 0.95)
     found = compared(tmp_path / "out", tmp_path / "sweep")
-    rows = {(row["setting"], row["labels"]): row for row in found["rows"]}
+    rows = {(row["setting"], row["labels"]): row for row in of("balanced accuracy", found)}
     assert list(rows) == [("pretrained, fine-tuned", 1), ("pretrained, fine-tuned", 4), ("from scratch", 1)]
     shares = []
     for draw in (0, 1):
@@ -73,20 +80,39 @@ def test_curves_of_classifiers_and_their_differences(tmp_path: Path, capsys: pyt
     assert "pretrained, fine-tuned minus from scratch" in capsys.readouterr().out
 
 
+def test_scores_of_whole_runs_have_intervals_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for draw in (0, 1):
+        classified(tmp_path / f"p{draw}", "given", 4, draw, 0.7)
+    found = compared(tmp_path / "out", tmp_path / "p0", tmp_path / "p1")
+    f1, right, gaps = [], [], []
+    for draw in (0, 1):
+        lines = [line.split(",") for line in (tmp_path / f"p{draw}/predictions.csv").read_text().splitlines()[1:]]
+        truth, said = [line[2] for line in lines], [line[3] for line in lines]
+        f1.append(f1_score(truth, said, average="macro"))
+        right.append(accuracy_score(truth, said))
+        gaps.append(abs(0.7 - right[-1]))  # all confidences are 0.7, in one bin
+    for metric, values in (("macro F1", f1), ("accuracy", right), ("calibration error", gaps)):
+        (row,) = of(metric, found)
+        assert row["mean"] == pytest.approx(np.mean(values), abs=1e-6), metric
+        assert row["low"] <= row["mean"] <= row["high"] and row["low"] < row["high"]
+        assert (row["micrographs_per_class"], row["runs"]) == ({"a": 4, "b": 4}, 2)
+    assert "calibration error" in capsys.readouterr().out
+
+
 def test_encoder_seeds_are_a_level_of_the_intervals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for seed, right in enumerate((0.5, 0.8)):
         classified(tmp_path / f"sweep/p{seed}", "given", 4, 0, right, encoder=f"runs/{seed}")
         classified(tmp_path / f"sweep/r{seed}", "random", 4, 0, 0.2 + 0.1 * seed, encoder=f"runs/{seed}", seed=seed)
     apart = compared(tmp_path / "apart", tmp_path / "sweep")
-    assert [(row["setting"], row["encoder_seeds"]) for row in apart["rows"]] == [
+    assert [(row["setting"], row["encoder_seeds"]) for row in of("balanced accuracy", apart)] == [
         ("0: pretrained, fine-tuned", 1), ("1: pretrained, fine-tuned", 1), ("0: from scratch", 1),
         ("1: from scratch", 1)]  # fmt: skip
     assert "of one encoder seed" in capsys.readouterr().out
     one = compared(tmp_path / "one", tmp_path / "sweep", more=("--encoders", "mine=runs/0,runs/1"))
     said = capsys.readouterr().out
-    tuned, scratch = one["rows"]
+    tuned, scratch = of("balanced accuracy", one)
     assert (tuned["setting"], tuned["encoder_seeds"], scratch["encoder_seeds"]) == ("pretrained, fine-tuned", 2, 2)
-    first, second = (row for row in apart["rows"] if "pretrained" in row["setting"])
+    first, second = (row for row in of("balanced accuracy", apart) if "pretrained" in row["setting"])
     assert tuned["mean"] == pytest.approx((first["mean"] + second["mean"]) / 2, abs=1e-6)
     # The interval reaches to either seed by itself, which no resampling of micrographs alone would.
     assert tuned["low"] < first["mean"] < second["mean"] < tuned["high"]

@@ -1,4 +1,4 @@
-"""What numba has just compiled and what it reads from its cache make the same bits: a start must not depend on which."""
+"""What numba has just compiled and what it reads from its cache make the same bits: no start may depend on which."""
 
 import os
 import subprocess

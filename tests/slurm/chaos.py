@@ -35,7 +35,7 @@ def cluster_for(out: Path) -> Iterator[Cluster]:
     """Three nodes with short delays; gone afterwards."""
     folder = Path(tempfile.gettempdir()) / f"nanodist-chaos-{os.getpid()}"
     timing = {"slurmd_timeout_s": 10, "kill_wait_s": 3, "grace_s": 30, "requeue_delay_s": 10}
-    with Cluster(nodes=3, cpus=2, memory_mb=6000, folder=folder, **timing) as cluster:
+    with Cluster(nodes=3, cpus=2, memory_mb=7000, folder=folder, **timing) as cluster:
         yield cluster
 
 
@@ -107,7 +107,7 @@ def memory(out: Path, count: int, seed: int) -> tuple[list[Row], list[Table]]:
     """A rank takes more memory than the job has."""
     with cluster_for(out) as cluster:
         run = Run(cluster, out, "memory", "train.steps=30")
-        run.submit(*TWO_NODES, "--mem=2000", environ={"CHAOS_HOG_STEP": "24"})
+        run.submit(*TWO_NODES, "--mem=2300", environ={"CHAOS_HOG_STEP": "24"})
         at = time.time()
         cluster.wait_restart(run.job, 1, timeout_s=180)
         cluster.wait(run.job, timeout_s=300)

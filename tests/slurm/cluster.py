@@ -68,7 +68,7 @@ class Cluster:
     """
 
     def __init__(
-        self, nodes: int = 3, cpus: int = 2, memory_mb: int = 6000, folder: Path = DEFAULT_FOLDER, **timing: int
+        self, nodes: int = 3, cpus: int = 2, memory_mb: int = 7000, folder: Path = DEFAULT_FOLDER, **timing: int
     ) -> None:
         self.layout = Layout(nodes, cpus, memory_mb, **timing)
         self.folder = Path(folder).resolve()

@@ -16,7 +16,7 @@ class Layout:
 
     nodes: int = 3
     cpus: int = 2
-    memory_mb: int = 6000
+    memory_mb: int = 7000
     slurmd_timeout_s: int = 15
     kill_wait_s: int = 5
     grace_s: int = 30

@@ -23,7 +23,7 @@ def cluster() -> Iterator[Cluster]:
     if problem:
         pytest.skip(problem)
     cluster = Cluster(
-        nodes=3, cpus=2, memory_mb=6000, folder=DEFAULT_FOLDER.with_name(f"nanodist-slurm-{os.getpid()}")
+        nodes=3, cpus=2, memory_mb=7000, folder=DEFAULT_FOLDER.with_name(f"nanodist-slurm-{os.getpid()}")
     ).up()
     cluster.environ["PYTHONPATH"] = str(ROOT)
     (cluster.work / "slurm").symlink_to(ROOT / "slurm")

@@ -38,7 +38,7 @@ def test_a_training_that_is_killed_for_memory_preempted_and_killed_is_as_if_it_h
     cluster: Cluster, out: Path, reference: Run
 ) -> None:
     run = Run(cluster, out, "disturbed", STEPS)
-    run.submit(*SIZE, "--mem=2000", environ={"CHAOS_HOG_STEP": "24"})
+    run.submit(*SIZE, "--mem=2300", environ={"CHAOS_HOG_STEP": "24"})
     cluster.wait_restart(run.job, 1, timeout_s=180)
 
     run.wait_step(1, 26)
