@@ -108,6 +108,7 @@ class Job:
         inputs: bytes of this rank's inputs of a step, all micro-batches; kept until its end.
         inputs_peak: factor on ``inputs`` while they are made.
         gloo: it runs on CPUs, where the engine sums gradients on all ranks at every stage.
+        ahead: the inputs of the next step are made between backward and optimizer, beside those of this one.
     """
 
     ranks: int
@@ -116,6 +117,7 @@ class Job:
     inputs: int
     inputs_peak: float = 1.0
     gloo: bool = False
+    ahead: bool = False
 
     @property
     def caching(self) -> bool:
@@ -263,7 +265,11 @@ def memory(weights: Weights, one: Pass, loss: Loss, job: Job) -> Memory:
         # The first pass puts the gradients on the parameters, later ones add to them.
         passes = backward if own == 0 else max(one.gathering_peak, own + backward)
         phases["backward"] = base + waiting + max(passes, own + one.forward_peak)
-    phases["optimizer"] = base + all_outputs + (own if job.lone else 0) + _step_peak(weights, job)
+    done = base + all_outputs + (own if job.lone else 0)
+    if job.ahead:
+        phases["next inputs"] = done + round(job.inputs * job.inputs_peak)
+        done += job.inputs
+    phases["optimizer"] = done + _step_peak(weights, job)
     return Memory(stays, phases)
 
 

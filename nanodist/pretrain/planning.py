@@ -123,7 +123,8 @@ class Planner:
                 self._passes[micro_batches] = self._count_pass(micro_batches)
         one, norms = self._passes[micro_batches]
         size = self.recipe.views.size_px
-        job = Job(self.ranks, micro_batches, zero_stage, 2 * self.samples * size * size * 4, INPUTS_PEAK, self.gloo)
+        inputs, on_gpus = 2 * self.samples * size * size * 4, not self.gloo
+        job = Job(self.ranks, micro_batches, zero_stage, inputs, INPUTS_PEAK, self.gloo, ahead=on_gpus)
         loss = self._loss()
         return Prediction(
             self.ranks,

@@ -19,8 +19,8 @@ Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
 
 # Nothing here is infinite or not a number. No "reassoc", "contract" or "arcp": LLVM could then sum and round otherwise
-# in each compilation, and what numba reads from its cache is another one than what it has just made. So sums that are to
-# become vectors are written as such, by columns.
+# in each compilation, and what numba reads from its cache is another one than what it has just made. So sums that are
+# to become vectors are written as such, by columns.
 _compiled = njit(nogil=True, error_model="numpy", fastmath={"nsz", "nnan", "ninf"})
 
 # One view: ViewParameters, and where its crop lies. ``matrix`` leads from centres of its pixels to those of a window,

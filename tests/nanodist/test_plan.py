@@ -62,6 +62,18 @@ def test_large_batches_are_cut_and_small_memory_is_sharded():
     assert all(planner.predict(fewer, stage).memory.peak > 0.9 * limit for stage in (0, 1, 2))
 
 
+def test_a_gpu_holds_the_views_of_two_steps_at_the_optimizer():
+    wide = [*TINY, "views.size_px=64"]
+    gpu, cpu = (
+        Planner(load_recipe("simclr", [*wide, f"engine.device={device}"]), 1).predict(1, 0).memory.phases
+        for device in ("auto", "cpu")
+    )
+    views = 2 * 32 * 64 * 64 * 4
+    assert gpu["optimizer"] - cpu["optimizer"] == views
+    assert gpu["next inputs"] > gpu["inputs"] + 0.9 * views and "next inputs" not in cpu
+    assert gpu["forward"] == cpu["forward"]
+
+
 def test_a_stage_is_raised_before_the_batch_is_cut():
     small = ["views.size_px=32", "train.global_batch_size=64", "train.bn_group_size=64"]
     planner = Planner(load_recipe("simclr", small), 8)
