@@ -21,6 +21,8 @@ $(STAMP): setup.cfg constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,launch,mpich,io,remote,export,measure,segment,dashboard,scattering,dev]'
+	# What numba compiles of the views is kept, or the first processes that make views would each do it.
+	$(BIN)/python -c "from nanodist.views.on_cpu import compiled; compiled()"
 	touch $(STAMP)
 
 $(DEMO)/synth/meta.csv: | $(STAMP)
@@ -41,9 +43,7 @@ demo: $(STAMP) $(DEMO)/train/manifest.json $(DEMO)/test/manifest.json
 	@echo "report: $(abspath $(DEMO)/report.html)"
 
 # In their order the files of tests/e2e come first, which are the longest.
-# numba compiles the loops of the views once here, or several processes of the tests would at once.
 test: $(STAMP)
-	$(BIN)/python -c "from nanodist.views.on_cpu import compiled; compiled()"
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP)
