@@ -1,4 +1,4 @@
-"""Compiled again, read from the cache, or compiled for a lesser processor: views are the same bits, whichever it was."""
+"""Compiled again, read from the cache, compiled for a lesser processor: views are the same bits, whichever it was."""
 
 import os
 import subprocess
