@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from hpc import batch_norm_gpu
 from hpc.collectives import Group, group_size
 from hpc.errors import UserError
-from hpc.world_sizes import legal_world_sizes
+from hpc.world_sizes import check_world_size
 
+T = TypeVar("T")
 # Numbers of a layer's input that are in work at once on the CPU: 2 MiB in float32.
 _CACHED = 2**19
 
@@ -35,6 +36,9 @@ class Layout:
         world: group of all ranks, for running statistics; ``None`` for one process. Its own, so that these
             collectives never interleave with those of the engine.
         span: group of the ranks that share one BatchNorm group; ``None`` where a rank holds whole groups.
+
+    Attributes:
+        counting: only memory is counted (:mod:`hpc.planner`): of what is done piece by piece the first stands for all.
     """
 
     def __init__(self, bn_group_size: int, local_batch_size: int, world: Group = None, span: Group = None) -> None:
@@ -43,10 +47,11 @@ class Layout:
                 f"bn_group_size {bn_group_size} and the {local_batch_size} samples of a rank do not divide each other"
             )
         if span is None and bn_group_size > local_batch_size:
-            raise UserError(f"bn_group_size {bn_group_size} needs more samples than the {local_batch_size} of a rank")
+            raise UserError(f"bn_group_size {bn_group_size} needs more than the {local_batch_size} samples of a rank")
         self.bn_group_size, self.local_batch_size = bn_group_size, local_batch_size
         self.world, self.span = world, span
         self.layers: list[GroupedBatchNorm] = []
+        self.counting = False
         self._replaying = False
         self._room = torch.empty(0)
 
@@ -68,6 +73,16 @@ class Layout:
     def chunk(self) -> int:
         """Samples of one group that this rank holds."""
         return min(self.bn_group_size, self.local_batch_size)
+
+    def some(self, parts: list[T]) -> list[T]:
+        """All of them, or the first where that stands for all."""
+        return parts[:1] if self.counting else parts
+
+    def pieces(self, samples: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+        """So many samples of each tensor at a time."""
+        if self.counting:
+            tensors = tuple(tensor[:samples] for tensor in tensors)
+        yield from zip(*(tensor.split(samples) for tensor in tensors), strict=True)
 
     def room(self, like: Tensor, dtype: torch.dtype) -> Tensor:
         """Memory in the shape and strides of ``like`` that the next call gives away again; new memory costs more than
@@ -137,19 +152,6 @@ def make_layout(
     return Layout(bn_group_size * views, local * views, world, span)
 
 
-def check_world_size(global_batch_size: int, bn_group_size: int, world_size: int, micro_batches: int = 1) -> None:
-    """Raise a ``UserError`` that names the legal numbers of ranks, where ``world_size`` is none of them."""
-    if world_size in legal_world_sizes(global_batch_size, bn_group_size, max(world_size, 1), micro_batches):
-        return
-    legal = ", ".join(map(str, legal_world_sizes(global_batch_size, bn_group_size, 1024, micro_batches)))
-    parts = f" in {micro_batches} micro-batches" if micro_batches > 1 else ""
-    none = f"none (bn_group_size must divide the {'batch' if micro_batches == 1 else 'samples of a micro-step'})"
-    raise UserError(
-        f"{world_size} {'rank' if world_size == 1 else 'ranks'} cannot share a global batch of {global_batch_size}"
-        f"{parts} with BatchNorm groups of {bn_group_size}; legal numbers of ranks: {legal or none}"
-    )
-
-
 class _GroupNormalise(torch.autograd.Function):
     """Normalisation by groups, from moments of each *sample* that are merged in float64 in the batch's order.
 
@@ -171,7 +173,9 @@ class _GroupNormalise(torch.autograd.Function):
         statistics[:, 1] += (moments[:, :, 0] - statistics[:, :1]).square_().mean(1)
         mean, var = statistics.to(weight.dtype).unbind(1)
         y = torch.empty_like(x)
-        for out, part, m, v in zip(y.split(layout.chunk), x.split(layout.chunk), mean, var, strict=True):
+        for out, part, m, v in layout.some(
+            list(zip(y.split(layout.chunk), x.split(layout.chunk), mean, var, strict=True))
+        ):
             _normalise(part, weight, bias, m, v, eps, out)
         ctx.save_for_backward(x, weight, mean, (var + eps).rsqrt_())
         ctx.layout, ctx.eps, ctx.count = layout, eps, layout.bn_group_size * x[0, 0].numel()
@@ -225,18 +229,20 @@ def _backward_by_groups(
     parts: list[tuple[Tensor, Tensor, Tensor, Tensor]], x: Tensor, weight: Tensor, ctx: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of ``x``, weight and bias, where groups span ranks or are several."""
-    own = [_backward(*part, weight, ctx.eps, whole=False)[1:] for part in parts]
-    sums = torch.stack([torch.stack(pair) for pair in own])
+    layout: Layout = ctx.layout
+    own = [torch.stack(_backward(*part, weight, ctx.eps, whole=False)[1:]) for part in layout.some(parts)]
+    sums = torch.stack(own * (len(parts) // len(own)))
     d_weight, d_bias = sums.sum(0)
-    if ctx.layout.span is not None:
-        dist.all_reduce(sums, group=ctx.layout.span)
+    if layout.span is not None:
+        dist.all_reduce(sums, group=layout.span)
     sums /= ctx.count
     dx = torch.empty_like(x)
-    for (dy, part, mean, invstd), out, (mean_dyx, mean_dy) in zip(parts, dx.split(len(parts[0][1])), sums, strict=True):
+    todo = list(zip(parts, dx.split(len(parts[0][1])), sums, strict=True))
+    for (dy, part, mean, invstd), out, (mean_dyx, mean_dy) in layout.some(todo):
         scale = weight * invstd
         slope = -scale * invstd * mean_dyx
         shift = -scale * mean_dy - slope * mean
-        _combine(dy, scale, part, slope, shift, ctx.layout, out)
+        _combine(dy, scale, part, slope, shift, layout, out)
     return dx, d_weight, d_bias
 
 
@@ -246,8 +252,7 @@ def _combine(dy: Tensor, scale: Tensor, x: Tensor, slope: Tensor, shift: Tensor,
     A few samples at a time, as in :func:`_moments`.
     """
     scale, slope, shift = (_like(v[None], x) for v in (scale, slope, shift))
-    at_once = _at_once(x)
-    for a, b, made in zip(dy.split(at_once), x.split(at_once), out.split(at_once), strict=True):
+    for a, b, made in layout.pieces(_at_once(x), dy, x, out):
         if made.dtype == scale.dtype:
             torch.addcmul(shift, b, slope, out=made)
             made.addcmul_(a, scale)
@@ -289,11 +294,10 @@ def _moments(x: Tensor, layout: Layout) -> Tensor:
     count, channels = x[0, 0].numel(), x.shape[1]
     wide = torch.float64 if x.dtype == torch.float64 else torch.float32
     moments = torch.empty(len(x), 2, channels, dtype=wide, device=x.device)
-    at_once = _at_once(x)
     # Of ``x`` in one of its layouts, so that a part of it is one piece of memory.
     if not (x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))):
         x = x.contiguous()
-    for part, made in zip(x.split(at_once), moments.split(at_once), strict=True):
+    for part, made in layout.pieces(_at_once(x), x, moments):
         room = layout.room(part, wide)
         values = part if part.dtype == wide else room.copy_(part)
         mean = _spatial_sum(values).div_(count)

@@ -88,6 +88,8 @@ class Ledger(TorchDispatchMode):
         if func.namespace == "c10d":
             self._enter_collective(func.__name__, args)
             return func(*args, **(kwargs or {}))
+        if func.namespace == "prim":  # asks for a device or a layout, most often of all
+            return func(*args, **(kwargs or {}))
         before = {id(t.untyped_storage()) for t in tensors_in((args, kwargs))}
         result = func(*args, **(kwargs or {}))
         for tensor in tensors_in(result):

@@ -74,8 +74,8 @@ def _check(options: argparse.Namespace) -> None:
 
 def _check_ranks(recipe: PretrainRecipe, ranks: int) -> None:
     """Raise a ``UserError`` that names the legal numbers, where ``ranks`` is none."""
-    from hpc.batch_norm import check_world_size
     from hpc.errors import UserError
+    from hpc.world_sizes import check_world_size
     from nanodist.pretrain.seats import legal_world_sizes
 
     if ranks in legal_world_sizes(recipe, ranks):

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from hpc import config
-from hpc.batch_norm import legal_world_sizes
 from hpc.config import apply_overrides, build, option, parse_yaml, section
 from hpc.engine import EngineConfig
 from hpc.errors import UserError
 from hpc.optimizers import OptimizerConfig
 from hpc.task import GuardConfig, SavingConfig
 from hpc.tracking import TrackingConfig
+from hpc.world_sizes import legal_world_sizes
 from nanodist import recipes
 
 OWN = "conv"

@@ -18,13 +18,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from hpc.batch_norm import GroupedBatchNorm, Layout, check_world_size, legal_world_sizes, make_layout
+from hpc.batch_norm import GroupedBatchNorm, Layout, make_layout
 from hpc.errors import UserError
 from hpc.optimizers import OptimizerConfig, build_optimizer
 from hpc.optimizers.trust import TrustRatioOptimizer
 from hpc.planner import Job, Loss, Memory, Norms, Pass, Transfer, Weights, fits, memory, traffic
 from hpc.planner_buckets import PretendedBuckets
 from hpc.planner_ledger import Ledger
+from hpc.world_sizes import check_world_size, legal_world_sizes
 from nanodist.encoders import EncoderSpec
 from nanodist.objectives import build_objective
 from nanodist.pretrain.model import TwoViewModel, build_model
@@ -142,6 +143,7 @@ class Planner:
         layout = make_layout(
             t.global_batch_size, self.recipe.bn_group_size(), 0, self.ranks, micro_batches, views=views
         )
+        layout.counting = True
         layers = _lay(self._model, layout)
         span = 1 if layout.span is None else dist.get_world_size(layout.span)
         norms = Norms(tuple(layer.num_features for layer in layers), 2 * rows, 2 // views, span)

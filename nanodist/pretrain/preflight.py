@@ -18,7 +18,7 @@ import torch
 
 import hpc
 import nanodist
-from hpc import batch_norm
+from hpc import world_sizes
 from hpc.checkpoint.retention import step_of
 from hpc.collectives import Group
 from hpc.environment import bf16_instructions
@@ -151,7 +151,7 @@ def _ranks(recipe: PretrainRecipe, world_size: int) -> list[Finding]:
         return [Finding("warning", f"{world_size} ranks are not legal: {legal[-1]} train and {idle} are idle")]
     try:
         parts = recipe.train.micro_batches(world_size)
-        batch_norm.check_world_size(batch, group, world_size, parts)
+        world_sizes.check_world_size(batch, group, world_size, parts)
     except UserError as error:
         return [Finding("error", str(error))]
     raise AssertionError("an illegal world size that nothing refuses")

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from hpc.batch_norm import legal_world_sizes
 from hpc.config import apply_overrides, build, option, parse_yaml, section
 from hpc.engine import EngineConfig
 from hpc.errors import UserError
 from hpc.optimizers import OptimizerConfig
 from hpc.task import GuardConfig, SavingConfig
 from hpc.tracking import TrackingConfig
+from hpc.world_sizes import legal_world_sizes
 from nanodist import recipes
 from nanodist.encoders import EncoderSpec, Look, Pooling
 from nanodist.heads import ProjectorConfig

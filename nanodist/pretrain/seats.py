@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from hpc import batch_norm
+from hpc import world_sizes
 from hpc.errors import UserError
 from hpc.topology import Topology
 from nanodist.pretrain.recipe import PretrainRecipe
@@ -19,7 +19,7 @@ def legal_world_sizes(recipe: PretrainRecipe, most: int) -> list[int]:
             micro_batches = recipe.train.micro_batches(size) if batch % size == 0 else 0
         except UserError:
             continue
-        if micro_batches and size in batch_norm.legal_world_sizes(batch, group, size, micro_batches):
+        if micro_batches and size in world_sizes.legal_world_sizes(batch, group, size, micro_batches):
             legal.append(size)
     return legal
 
@@ -36,7 +36,7 @@ def take_seat(recipe: PretrainRecipe, topology: Topology, say: Callable[[str], N
     if recipe.engine.surplus_ranks == "refuse" or not legal:
         # Says which numbers are legal.
         recipe.train.micro_batches(topology.world_size)
-        batch_norm.check_world_size(recipe.train.global_batch_size, recipe.bn_group_size(), topology.world_size)
+        world_sizes.check_world_size(recipe.train.global_batch_size, recipe.bn_group_size(), topology.world_size)
         raise AssertionError("an illegal world size that nothing refuses")
     if topology.is_main:
         say(f"{topology.world_size} ranks are not legal for this recipe: {legal[-1]} train, the others are idle")

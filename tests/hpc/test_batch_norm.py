@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from hpc.batch_norm import Layout, convert, legal_world_sizes, make_layout
+from hpc.batch_norm import Layout, convert, make_layout
 from hpc.errors import UserError
+from hpc.world_sizes import legal_world_sizes
 
 BATCH = 16
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from hpc.batch_norm import convert, legal_world_sizes, make_layout
+from hpc.batch_norm import convert, make_layout
 from hpc.collectives import gather_rows, sum_of_shares
 from hpc.errors import UserError
 from hpc.step import train_step
+from hpc.world_sizes import legal_world_sizes
 from nanodist.shards.loader import places
 from tests.hpc.plain import PlainEngine
 

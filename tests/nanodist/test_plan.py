@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from hpc.batch_norm import legal_world_sizes
+from hpc import batch_norm
 from hpc.optimizers import OptimizerConfig
+from hpc.world_sizes import legal_world_sizes
 from nanodist.cli import main
 from nanodist.pretrain.planning import Planner, as_written, propose, weigh, with_checkpointing
 from nanodist.pretrain.recipe import load_recipe
@@ -72,6 +73,15 @@ def test_a_gpu_holds_the_views_of_two_steps_at_the_optimizer():
     assert gpu["optimizer"] - cpu["optimizer"] == views
     assert gpu["next inputs"] > gpu["inputs"] + 0.9 * views and "next inputs" not in cpu
     assert gpu["forward"] == cpu["forward"]
+
+
+def test_the_first_piece_and_group_stand_for_all(monkeypatch):
+    monkeypatch.setattr(batch_norm, "_CACHED", 2**10)
+    recipe = load_recipe("simclr", [*TINY, "train.bn_group_size=8", "train.precision=bf16"])
+    first = Planner(recipe, 2).predict(1, 0)
+    never = property(lambda layout: False, lambda layout, value: None)
+    monkeypatch.setattr(batch_norm.Layout, "counting", never, raising=False)
+    assert Planner(recipe, 2).predict(1, 0) == first
 
 
 def test_a_stage_is_raised_before_the_batch_is_cut():
