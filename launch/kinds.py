@@ -113,6 +113,7 @@ class ProbeRecipe:
     )
     short_classes: Literal["blank", "cap"] = option("blank", "What a class with fewer labels than a budget does.")
     baselines: str = option("none", "Which of random,texture to measure beside it.")
+    rounds: int | None = option(None, "Validation rounds that choose settings; null: 3.", low=1)
     seed: int = option(0, "Seed of splits, label draws and resamples.", low=0)
 
     def check(self) -> None:
@@ -277,13 +278,14 @@ def _finetune_identity(recipe: Any, inputs: Inputs) -> str:
 
 
 def _probe_identity(recipe: ProbeRecipe, inputs: Inputs) -> str:
-    from nanodist.cli.probe import USUAL
+    from nanodist.cli.probe import ROUNDS, USUAL
 
     what = {**config.to_dict(recipe, what_only=True), "encoder": ""}
     usual = dict(zip(("splits", "test_share", "seeds"), USUAL[recipe.protocol], strict=True))
     what |= {name: value for name, value in usual.items() if what[name] is None}
+    what["rounds"] = None if what["rounds"] == ROUNDS else what["rounds"]
     # Keys that came later count where they say something, so that probes from before are still known as done.
-    later = {"protocol": "sound", "flaws": "", "short_classes": "blank"}
+    later = {"protocol": "sound", "flaws": "", "short_classes": "blank", "rounds": None}
     what = {name: value for name, value in what.items() if name not in later or value != later[name]}
     hashes = {"encoder": inputs.weights(recipe.encoder), "store": inputs.store(recipe.store)}
     if recipe.test_store:

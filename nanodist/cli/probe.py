@@ -23,6 +23,7 @@ BASELINES = ("random", "texture")
 SHARE = "share"
 # Number of splits, share of the test and label draws a split, where the command does not say.
 USUAL = {"sound": (3, 0.3, 5), "lu2022": (20, 0.2, 1)}
+ROUNDS = 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,6 +60,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--splits", type=int, help="Number of splits (3; lu2022: 20; one with --test-store).")
     parser.add_argument(
         "--test-share", type=float, help="Share of each class's micrographs in the test (0.3; lu2022: 0.2)."
+    )
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        help=f"Validation rounds that choose regularisation and neighbours ({ROUNDS}); more where the choice is noisy.",
     )
     parser.add_argument("--baselines", default="random,texture", help="Which of random,texture to measure; or 'none'.")
     parser.add_argument(
@@ -99,9 +105,9 @@ def run(args: argparse.Namespace) -> int:
     args.test_share = share if args.test_share is None else args.test_share
     args.seeds = seeds if args.seeds is None else args.seeds
     flaws = parse_flaws(args.flaws, args.protocol)
-    _check(args)
+    _check(args, flaws)
     budgets = tuple(parse_budgets(args.labels_per_class))
-    rounds = 0 if args.protocol == "lu2022" else Protocol.rounds
+    rounds = 0 if args.protocol == "lu2022" else args.rounds or ROUNDS
     cap = args.short_classes == "cap"
     protocol = Protocol(budgets, args.seeds, rounds, cap=cap, seed=args.seed, name=args.protocol, flaws=flaws)
     test_store = Store.open(args.test_store) if args.test_store else None
@@ -138,17 +144,21 @@ def _tell(args: argparse.Namespace) -> None:
     tell(run_dir, figures=figures, pictures=pictures)
 
 
-def _check(args: argparse.Namespace) -> None:
+def _check(args: argparse.Namespace, flaws: Sequence[str]) -> None:
+    from nanodist.downstream.probe import CHOICE_ON_TEST
+
     if not 0.0 < args.test_share < 1.0:
         raise UserError(f"--test-share is {args.test_share}; it must lie between 0 and 1")
     if not 0.5 <= args.level < 1.0:
         raise UserError(f"--level is {args.level}; it must be at least 0.5 and below 1")
-    for name in ("seeds", "splits", "random_seeds", "batch_size", "resamples"):
-        if getattr(args, name) < 1:
+    for name in ("seeds", "splits", "random_seeds", "batch_size", "resamples", "rounds"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
             raise UserError(f"--{name.replace('_', '-')} is {getattr(args, name)}; it must be at least 1")
     unknown = [name for name in _baselines(args) if name not in BASELINES]
     if unknown:
         raise UserError(f"--baselines: '{unknown[0]}' does not exist; allowed: {', '.join(BASELINES)} or none")
+    if args.rounds is not None and (args.protocol == "lu2022" or CHOICE_ON_TEST in flaws):
+        raise UserError("--rounds: neither lu2022 nor a choice on the test has validation rounds; leave it out")
     if args.split == LEAVE_ONE_OUT and args.test_store:
         raise UserError(f"--split {LEAVE_ONE_OUT} makes its own test sets: leave --test-store out")
     if args.split == LEAVE_ONE_OUT and args.finetuned:

@@ -110,7 +110,7 @@ def _text(document: dict[str, Any], summary: list[dict[str, Any]], args: argpars
     ]
     if document["protocol"]["rounds"] and not document["protocol"]["flaws"]:
         chosen = f"{min(used)} to {max(used)} labelled samples of training micrographs a split"
-        lines.append(f"settings were chosen on {chosen}")
+        lines.append(f"settings were chosen on {chosen}, in {document['protocol']['rounds']} rounds")
     lines += _fold_lines(document["folds"])
     flags = {row["transductive"] for row in summary}
     lines += ["* pretraining saw the test micrographs, without labels"] if True in flags else []

@@ -289,10 +289,12 @@ def test_a_sweep_probes_by_the_published_protocol_and_its_flaws(store, tmp_path,
     assert not any(text.startswith(("--splits", "--seeds", "--test-share", "--flaws")) for text in published.arguments)
     for job, point in (
         (published, {"protocol": "lu2022", "splits": 20, "test_share": 0.2, "seeds": 1}),
-        (sound, {"protocol": "sound", "splits": 3, "seeds": 5}),
+        (sound, {"protocol": "sound", "splits": 3, "seeds": 5, "rounds": 3}),
     ):
         assert Sweep("probe", overrides=base | point, name="f").jobs()[0].fingerprint == job.fingerprint
-    assert len({published.fingerprint, honest.fingerprint, sound.fingerprint}) == 3
+    surer = Sweep("probe", overrides=base | {"rounds": 12}, name="f").jobs()[0]
+    assert "--rounds=12" in surer.arguments
+    assert len({job.fingerprint for job in (published, honest, sound, surer)}) == 4
     with pytest.raises(UserError, match="'copies' does not exist; allowed: choice-on-test, split-by-image or none"):
         Sweep("probe", overrides=base | {"flaws": "copies"}, name="f").jobs()
 

@@ -133,6 +133,11 @@ def test_scores_are_complete_tidy_and_free_the_second_time(
     first = (out / "scores.json").read_bytes()
     assert probe(place, out, "--splits", "2", "--labels-per-class", "1,2,64") == 0
     assert (out / "scores.json").read_bytes() == first
+    assert probe(place, out, "--splits", "2", "--labels-per-class", "2", "--rounds", "5") == 0
+    surer = json.loads((out / "scores.json").read_text())
+    assert surer["protocol"]["rounds"] == 5
+    assert {len(counts["validation"]) for counts in surer["splits"][0]["micrographs"].values()} == {5}
+    assert "in 5 rounds" in capsys.readouterr().out
 
 
 def _curve(row: dict[str, object]) -> tuple[object, ...]:
@@ -279,6 +284,9 @@ def test_settings_are_not_chosen_where_only_one_class_has_a_micrograph_to_spare(
         (["--baselines", "imagenet"], "'imagenet' does not exist"),
         (["--test-share", "1.5"], "--test-share is 1.5"),
         (["--seeds", "0"], "--seeds is 0"),
+        (["--rounds", "0"], "--rounds is 0"),
+        (["--rounds", "5", "--protocol", "lu2022"], "--rounds: neither lu2022 nor a choice on the test"),
+        (["--rounds", "5", "--flaws", "choice-on-test"], "--rounds: neither lu2022 nor a choice on the test"),
         (["--store", "{place}/unlabelled"], "has no labels"),
         (["--store", "{place}/lone-store"], "one micrograph only"),
         (["--test-store", "{place}/store"], "share 12 micrograph(s), such as 'm0-0'"),
