@@ -121,7 +121,8 @@ def test_preempted_all_save_and_what_is_left_goes_on(sweep, tmp_path, monkeypatc
     folder = sweep(a="0", b="wait", c="wait", d="0")
     asked = []
     monkeypatch.setattr(worker, "requeue", lambda job, line: asked.append(job) or sys.exit(0))
-    ready = lambda: (tmp_path / "b").exists() and (tmp_path / "c").exists()  # noqa: E731
+    # A file without its line is of a job that may yet be ended before it is counted.
+    ready = lambda: all(path.exists() and path.read_text().endswith("\n") for path in (tmp_path / "b", tmp_path / "c"))  # noqa: E731
     thread = later(ready, lambda: [os.kill(os.getpid(), s) for s in (signal.SIGUSR2, signal.SIGUSR2, signal.SIGTERM)])
     job = Allocation(str(folder.path), tuple("abcd"), side_by_side=2)
     with pytest.raises(SystemExit):
