@@ -278,14 +278,13 @@ def _finetune_identity(recipe: Any, inputs: Inputs) -> str:
 
 
 def _probe_identity(recipe: ProbeRecipe, inputs: Inputs) -> str:
-    from nanodist.cli.probe import ROUNDS, USUAL
+    from nanodist.cli.probe import USUAL
 
     what = {**config.to_dict(recipe, what_only=True), "encoder": ""}
-    usual = dict(zip(("splits", "test_share", "seeds"), USUAL[recipe.protocol], strict=True))
+    usual = dict(zip(("splits", "test_share", "seeds", "rounds"), USUAL[recipe.protocol], strict=True))
     what |= {name: value for name, value in usual.items() if what[name] is None}
-    what["rounds"] = None if what["rounds"] == ROUNDS else what["rounds"]
     # Keys that came later count where they say something, so that probes from before are still known as done.
-    later = {"protocol": "sound", "flaws": "", "short_classes": "blank", "rounds": None}
+    later = {"protocol": "sound", "flaws": "", "short_classes": "blank", "rounds": usual["rounds"]}
     what = {name: value for name, value in what.items() if name not in later or value != later[name]}
     hashes = {"encoder": inputs.weights(recipe.encoder), "store": inputs.store(recipe.store)}
     if recipe.test_store:

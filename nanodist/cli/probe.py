@@ -21,9 +21,8 @@ if TYPE_CHECKING:
 
 BASELINES = ("random", "texture")
 SHARE = "share"
-# Number of splits, share of the test and label draws a split, where the command does not say.
-USUAL = {"sound": (3, 0.3, 5), "lu2022": (20, 0.2, 1)}
-ROUNDS = 3
+# Number of splits, share of the test, label draws a split and validation rounds, where the command does not say.
+USUAL = {"sound": (3, 0.3, 5, 3), "lu2022": (20, 0.2, 1, 0)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rounds",
         type=int,
-        help=f"Validation rounds that choose regularisation and neighbours ({ROUNDS}); more where the choice is noisy.",
+        help="Validation rounds that choose regularisation and neighbours (3); more where the choice is noisy.",
     )
     parser.add_argument("--baselines", default="random,texture", help="Which of random,texture to measure; or 'none'.")
     parser.add_argument(
@@ -100,14 +99,14 @@ def run(args: argparse.Namespace) -> int:
     from nanodist.downstream.probe import Protocol
     from nanodist.shards import Store
 
-    splits, share, seeds = USUAL[args.protocol]
+    splits, share, seeds, rounds = USUAL[args.protocol]
     args.splits = splits if args.splits is None else args.splits
     args.test_share = share if args.test_share is None else args.test_share
     args.seeds = seeds if args.seeds is None else args.seeds
     flaws = parse_flaws(args.flaws, args.protocol)
     _check(args, flaws)
     budgets = tuple(parse_budgets(args.labels_per_class))
-    rounds = 0 if args.protocol == "lu2022" else args.rounds or ROUNDS
+    rounds = rounds if args.rounds is None else args.rounds
     cap = args.short_classes == "cap"
     protocol = Protocol(budgets, args.seeds, rounds, cap=cap, seed=args.seed, name=args.protocol, flaws=flaws)
     test_store = Store.open(args.test_store) if args.test_store else None

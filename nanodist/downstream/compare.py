@@ -240,6 +240,7 @@ class Comparison:
                 mine = [run for run in runs if (run.setting(self._families), run.budget) == (setting, budget)]
                 if mine:
                     self._curves[setting, budget] = mine
+        self._splits = sorted({run.split for run in runs})
         every = [unit for run in runs for unit in run.units]
         self._groups = {name: i for i, name in enumerate(sorted({unit.group for unit in every}))}
         labels = {unit.label for unit in every} | {name for run in runs for name, _ in run.said}
@@ -287,8 +288,7 @@ class Comparison:
 
     def _answers(self, run: Finished, axes: Axes) -> Answers:
         encoder, draw = axes.of[run.path]
-        splits = sorted({run.split for run in self._runs})
-        at = splits.index(run.split), axes.encoders.index(encoder), axes.draws.index(draw)
+        at = self._splits.index(run.split), axes.encoders.index(encoder), axes.draws.index(draw)
         cells = [
             (self._groups[unit.group], self._labels[unit.label], self._labels[name])
             for unit, (name, _) in zip(run.units, run.said, strict=True)
@@ -339,7 +339,7 @@ class Comparison:
 
     def _tally(self, runs: Sequence[Finished], axes: Axes, draws: Sequence[Draw], metric: str, label: str) -> Tally:
         """Sums and numbers of values by split, encoder seed, draw, micrograph and class."""
-        splits = sorted({run.split for run in self._runs})
+        splits = self._splits
         units = {run.split: run.units for run in self._runs}
         totals = np.zeros((len(splits), len(self._groups), len(self._labels)))
         hits = np.zeros((len(splits), len(axes.encoders), len(draws), *totals.shape[1:]))

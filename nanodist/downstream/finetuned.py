@@ -6,8 +6,7 @@ the same labels, and are resampled with them. What it was trained on is held aga
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -112,25 +111,19 @@ def _plan_of(run: Finished, plans: Sequence[Plan], split: int, draw: int, budget
 
 def _outcome(run: Finished, dataset: Dataset, plan: Plan, draw: Draw) -> Outcome:
     """Its answers on the probe's test samples, in their order."""
-    file = run.path / "predictions.csv"
     targets, test = dataset.targets, plan.split.test
     classes = {name: number for number, name in enumerate(targets.classes)}
-    with open(file, newline="") as opened:
-        rows = {row["sample"]: row for row in csv.DictReader(opened)}
+    labels = {unit.key: unit.label for unit in run.units}
     wanted = {dataset.keys[i]: targets.classes[targets.y[i]] for i in test.tolist()}
-    if {key: row["label"] for key, row in rows.items()} != wanted:
+    if labels != wanted:
         raise UserError(
-            f"--finetuned {run.path}: it was tested on {len(rows)} samples, which are not the {len(wanted)} of the "
+            f"--finetuned {run.path}: it was tested on {len(labels)} samples, which are not the {len(wanted)} of the "
             f"probe's split {plan.split.seed}: give the same stores, and as --test-share its data.test_share"
         )
+    said = dict(zip(labels, run.said, strict=True))
     try:
-        said = [_answer(rows[key], classes) for key in wanted]
-    except (KeyError, ValueError) as error:
-        raise UserError(f"{file} lacks probabilities or names another class ({error})") from None
-    predicted = np.asarray([number for number, _ in said], np.int64)
-    confidence = np.asarray([likely for _, likely in said], np.float64)
+        predicted = np.asarray([classes[said[key][0]] for key in wanted], np.int64)
+    except KeyError as error:
+        raise UserError(f"--finetuned {run.path}: it names another class ({error})") from None
+    confidence = np.asarray([said[key][1] for key in wanted], np.float64)
     return Outcome(FINETUNED, draw, predicted, (str(run.what["tuned"]), None), None, confidence)
-
-
-def _answer(row: Mapping[str, str], classes: Mapping[str, int]) -> tuple[int, float]:
-    return classes[row["predicted"]], float(row[f"p_{row['predicted']}"])

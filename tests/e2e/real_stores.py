@@ -45,10 +45,8 @@ def main(out: Path) -> None:
     for folder in ("stem_catalyst_np/images", "sem_nasa_superalloy_seg/images"):
         files = sorted(file for file in (DATA / folder).iterdir() if file.suffix in (".png", ".jpg", ".jpeg"))
         seen |= {file.relative_to(DATA).as_posix(): file.stem for file in files}
-    pack_listed(out, "pretrain", DATA, seen, "--tile", "256", "--bars", "cut", "--exclude", "saxs2d/*")
-    pack_listed(
-        out, "transmission", DATA, transmission(seen), "--tile", "256", "--bars", "cut", "--exclude", "saxs2d/*"
-    )
+    for name, listed in (("pretrain", seen), ("transmission", transmission(seen))):
+        pack_listed(out, name, DATA, listed, "--tile", "256", "--bars", "cut", "--exclude", "saxs2d/*")
     gold = DATA / "tem_au_nanoparticle_shape"
     table = f"{gold}/meta.csv"
     run(gold, out / "gold", "--labels", f"{table}:label", "--groups", f"{table}:sample", "--bars", "cut")
