@@ -1,13 +1,14 @@
 """Pack the public micrographs that docs/results.md is measured on: what is trained on, and what no training sees.
 
-Run: NANODIST_DATA=DIR python -m tests.e2e.real_stores OUT. Of each set whole groups are held out (movies of nanowires,
-papers that figures are from, micrographs of viruses; of consecutive sections the last ones, behind a gap). OUT/pretrain
-holds tiles of all training parts and of two sets without a test; the gold particles are in no pretraining but that of
-OUT/transmission, which holds all TEM and STEM sets less their tests.
+Run: NANODIST_DATA=DIR python -m tests.e2e.real_stores OUT [--virus-seed N]. Of each set whole groups are held out
+(movies of nanowires, papers that figures are from, micrographs of viruses, of which N chooses those; of consecutive
+sections the last ones, behind a gap). OUT/pretrain holds tiles of all training parts and of two sets without a test; the
+gold particles are in no pretraining but that of OUT/transmission, which holds all TEM and STEM sets less their tests.
 """
 
 from __future__ import annotations
 
+import argparse
 import csv
 import os
 import sys
@@ -25,12 +26,12 @@ DATA = Path(os.environ.get("NANODIST_DATA", ROOT.parent / "shared" / "data"))
 Listed = dict[str, str]  # a file below DATA -> its group
 
 
-def main(out: Path) -> None:
-    """Make all stores in the new folder ``out``."""
+def main(out: Path, virus_seed: int) -> None:
+    """Make all stores in the new folder ``out``; ``virus_seed`` chooses the micrographs of viruses that are held out."""
     out.mkdir(parents=True)
     viruses = ["--labels", f"{DATA}/tem_virus/meta.csv:label", "--groups", f"{DATA}/tem_virus/meta.csv:micrograph"]
     for part in ("train", "test"):
-        run(DATA / "tem_virus", out / f"virus-{part}", *viruses, "--part", part)
+        run(DATA / "tem_virus", out / f"virus-{part}", *viruses, "--part", part, "--part-seed", str(virus_seed))
     seen = {f"tem_virus/{sample.source}": sample.group for sample in Store.open(out / "virus-train").samples}
     for name, folder, masks, (train, test) in (
         ("wires", "tem_nanowire_seg", "images=masks", nanowires()),
@@ -124,18 +125,21 @@ def membranes() -> tuple[Listed, Listed]:
     return train, test
 
 
-def names(arguments: Sequence[str]) -> Path:
-    """The folder to write.
+def arguments(given: Sequence[str]) -> argparse.Namespace:
+    """The folder to write, and the seed of the split of viruses.
 
     Raises:
-        SystemExit: there is none, or the data are missing.
+        SystemExit: there is no folder, or the data are missing.
     """
-    if len(arguments) != 1:
-        raise SystemExit(f"usage: python -m tests.e2e.real_stores OUT\n\n{__doc__}")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, metavar="OUT")
+    parser.add_argument("--virus-seed", type=int, default=0, metavar="N")
+    options = parser.parse_args(given)
     if not (DATA / "tem_virus").is_dir():
         raise SystemExit(f"no real micrographs in {DATA}; NANODIST_DATA names their folder")
-    return Path(arguments[0])
+    return options
 
 
 if __name__ == "__main__":
-    main(names(sys.argv[1:]))
+    options = arguments(sys.argv[1:])
+    main(options.out, options.virus_seed)
