@@ -2,8 +2,8 @@
 
 Run: NANODIST_DATA=DIR python -m tests.e2e.real_stores OUT [--virus-seed N]. Of each set whole groups are held out
 (movies of nanowires, papers that figures are from, micrographs of viruses, of which N chooses those; of consecutive
-sections the last ones, behind a gap). OUT/pretrain holds tiles of all training parts and of two sets without a test; the
-gold particles are in no pretraining but that of OUT/transmission, which holds all TEM and STEM sets less their tests.
+sections the last ones, behind a gap). OUT/pretrain holds tiles of all training parts and of two sets without a test;
+the gold particles are in no pretraining but that of OUT/transmission: all TEM and STEM sets, less their tests.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Listed = dict[str, str]  # a file below DATA -> its group
 
 
 def main(out: Path, virus_seed: int) -> None:
-    """Make all stores in the new folder ``out``; ``virus_seed`` chooses the micrographs of viruses that are held out."""
+    """Make all stores in the new folder ``out``; ``virus_seed`` chooses the micrographs of viruses held out."""
     out.mkdir(parents=True)
     viruses = ["--labels", f"{DATA}/tem_virus/meta.csv:label", "--groups", f"{DATA}/tem_virus/meta.csv:micrograph"]
     for part in ("train", "test"):
