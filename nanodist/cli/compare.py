@@ -11,7 +11,8 @@ from hpc import atomic
 from hpc.errors import UserError
 
 if TYPE_CHECKING:
-    from nanodist.downstream.compare import Comparison, Finished
+    from nanodist.downstream.compare import Comparison
+    from nanodist.downstream.finished_runs import Finished
 
 COMPARISON, TABLE = "comparison.json", "comparison.csv"
 NOTES = (
@@ -34,6 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=PATH,PATH",
         help="Encoders, as the recipes have them, that are seeds of one pretraining; may be given again.",
     )
+    parser.add_argument(
+        "--by",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="Key of the recipe, such as train.steps, whose values are settings of their own; may be given again.",
+    )
     parser.add_argument("--level", type=float, default=0.95, help="Level of the intervals.")
     parser.add_argument("--resamples", type=int, default=2000, help="Number of bootstrap resamples.")
     parser.add_argument("--out", type=Path, required=True, help=f"Folder for {COMPARISON} and {TABLE}.")
@@ -42,7 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Read, compare, write and print."""
     from hpc.tables import csv_of
-    from nanodist.downstream.compare import SEGMENTATION_METRICS, Comparison, find_runs, read_run
+    from nanodist.downstream.compare import Comparison
+    from nanodist.downstream.finished_runs import SEGMENTATION_METRICS, find_runs, read_run
 
     if not 0.5 <= options.level < 1.0:
         raise UserError(f"--level is {options.level}; it must be at least 0.5 and below 1")
@@ -52,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
     unknown = [name for name in wanted if name not in SEGMENTATION_METRICS]
     if unknown:
         raise UserError(f"--metric: '{unknown[0]}' does not exist; allowed: {', '.join(SEGMENTATION_METRICS)}")
-    runs = [read_run(path) for path in find_runs(options.runs)]
+    runs = [read_run(path, options.by) for path in find_runs(options.runs)]
     compared = Comparison(runs, options.level, options.resamples, families(options.encoders, runs))
     rows = [row for key in compared.metrics for row in compared.rows(*key)] + compared.run_score_rows()
     differences = [row for key in compared.metrics for row in compared.differences(*key)]

@@ -10,10 +10,8 @@ means: their intervals score each resample anew (:mod:`nanodist.downstream.run_s
 
 from __future__ import annotations
 
-import csv
 import itertools
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,74 +21,14 @@ import numpy.typing as npt
 
 from hpc.errors import UserError
 from nanodist.downstream.bootstrap import Interval, Resamples, Tally, interval, paired_interval
+from nanodist.downstream.finished_runs import BALANCED_ACCURACY, Finished, Row, Setting, Unit, name_of
 from nanodist.downstream.labels import Budget
 from nanodist.downstream.run_scores import Answers, run_intervals
 
 F64 = npt.NDArray[np.float64]
-Row = dict[str, Any]
-Setting = tuple[str, str, str]  # encoder (or the name of its seeds), weights, tuned
 Draw = tuple[int, int | None]  # seed of the label draw, and of the run where several runs share that draw
-SCORES_FILE = "scores.json"
-BALANCED_ACCURACY = "balanced accuracy"
-SEGMENTATION_METRICS = ("dice", "iou", "boundary_f1")
-EVERY_CLASS = "all but background"
 RESAMPLES = 2000
 _SAID = {"macro_f1": "macro F1", "accuracy": "accuracy", "calibration_error": "calibration error"}
-
-
-@dataclass(frozen=True)
-class Unit:
-    """A test sample: its key, its micrograph, and the class that it counts for ("" in a segmentation)."""
-
-    key: str
-    group: str
-    label: str
-
-
-@dataclass(frozen=True)
-class Finished:
-    """One finished fine-tuning.
-
-    Attributes:
-        path: its run directory.
-        kind: classification or segmentation.
-        what: the first row of its scores.
-        units: test samples.
-        values: for each metric and class the value of each unit (n,), NaN where it has none.
-        said: of a classification, the class that each unit is said to be of, and its probability.
-    """
-
-    path: Path
-    kind: str
-    what: Row
-    units: tuple[Unit, ...]
-    values: dict[tuple[str, str], F64]
-    said: tuple[tuple[str, float], ...] = ()
-
-    @property
-    def encoder(self) -> str:
-        """Where it began, as its recipe says."""
-        return str(self.what["encoder"])
-
-    def setting(self, families: Mapping[str, str]) -> Setting:
-        """Encoder (its name in ``families``, where it has one), weights and what of it was tuned."""
-        return families.get(self.encoder, self.encoder), str(self.what["weights"]), str(self.what["tuned"])
-
-    @property
-    def budget(self) -> Budget:
-        """Labels a class, or masks."""
-        found = self.what["labels_per_class"]
-        return "all" if found == "all" else int(found)
-
-    @property
-    def replicate(self) -> tuple[int, int]:
-        """Seed of the run and of the label draw."""
-        return int(self.what["seed"]), int(self.what["draw_seed"])
-
-    @property
-    def split(self) -> int:
-        """Number of the split."""
-        return int(self.what["split_seed"])
 
 
 @dataclass(frozen=True)
@@ -130,83 +68,6 @@ def axes_of(runs: Sequence[Finished], by_draw: bool = True) -> Axes:
     return Axes(of, sorted(set(encoders)), sorted(set(draws), key=lambda d: (d[0], -1 if d[1] is None else d[1])))
 
 
-def find_runs(paths: Iterable[Path]) -> list[Path]:
-    """Run directories with scores: the paths themselves, or those below a sweep's folder.
-
-    Raises:
-        UserError: a path has none.
-    """
-    found: dict[Path, None] = {}
-    for path in paths:
-        if (path / SCORES_FILE).is_file():
-            found[path] = None
-            continue
-        below = sorted(path.glob(f"runs/*/{SCORES_FILE}")) or sorted(path.glob(f"*/{SCORES_FILE}"))
-        if not below:
-            raise UserError(
-                f"{path} holds no {SCORES_FILE}: give run directories of nanodist finetune, or the folder of a sweep"
-            )
-        found |= dict.fromkeys(file.parent for file in below)
-    return [*found]
-
-
-def read_run(path: Path) -> Finished:
-    """What a run scored, sample by sample.
-
-    Raises:
-        UserError: it is no finished fine-tuning, or an older version of nanodist wrote it.
-    """
-    try:
-        document = json.loads((path / SCORES_FILE).read_text())
-        kind, what = document["kind"], dict(document["rows"][0])
-        what.setdefault("labels_per_class", what.get("masks", "all"))
-        missing = [key for key in ("encoder", "weights", "tuned", "seed", "split_seed", "draw_seed") if key not in what]
-        if missing:
-            raise KeyError(missing[0])
-        name = "predictions.csv" if kind == "classification" else "images.csv"
-        with open(path / name, newline="") as file:
-            rows = list(csv.DictReader(file))
-        if kind != "classification":
-            return Finished(path, kind, what, *_segmented(rows, document["classes"]))
-        said = tuple((row["predicted"], float(row[f"p_{row['predicted']}"])) for row in rows)
-        return Finished(path, kind, what, *_classified(rows), said)
-    except (OSError, ValueError, KeyError, IndexError) as error:
-        raise UserError(f"{path} holds no scores of a fine-tuning that can be compared ({error!r})") from None
-
-
-def _classified(rows: Sequence[dict[str, str]]) -> tuple[tuple[Unit, ...], dict[tuple[str, str], F64]]:
-    units = tuple(Unit(row["sample"], row["micrograph"], row["label"]) for row in rows)
-    right = np.asarray([row["label"] == row["predicted"] for row in rows], np.float64)
-    return units, {(BALANCED_ACCURACY, ""): right}
-
-
-def _segmented(
-    rows: Sequence[dict[str, str]], classes: Sequence[int]
-) -> tuple[tuple[Unit, ...], dict[tuple[str, str], F64]]:
-    units = tuple(Unit(row["sample"], row["micrograph"], "") for row in rows)
-    values: dict[tuple[str, str], F64] = {}
-    for metric in SEGMENTATION_METRICS:
-        for value in classes:
-            cells = (row[f"{metric}_{value}"] for row in rows)
-            values[metric, str(value)] = np.asarray([float(cell) if cell else np.nan for cell in cells])
-        shown = np.stack([values[metric, str(value)] for value in classes[1:]])
-        known = np.isfinite(shown)
-        sums = np.where(known, shown, 0.0).sum(0)
-        values[metric, EVERY_CLASS] = np.where(known.any(0), sums / np.maximum(known.sum(0), 1), np.nan)
-    return units, values
-
-
-def name_of(setting: Setting, several_encoders: bool) -> str:
-    """A setting in words."""
-    encoder, weights, tuned = setting
-    how = {"all": "fine-tuned", "head": "frozen"}.get(tuned, f"{tuned} blocks tuned")
-    if weights == "random":
-        start = "from scratch" if tuned == "all" else f"random trunk, {how}"
-    else:
-        start = f"pretrained, {how}"
-    return f"{Path(encoder).name}: {start}" if several_encoders else start
-
-
 class Comparison:
     """Runs of one test set (or of the same several), by setting and number of labels.
 
@@ -231,7 +92,7 @@ class Comparison:
         self._check()
         self.kind = runs[0].kind
         settings = sorted({run.setting(self._families) for run in runs}, key=_order)
-        several = len({encoder for encoder, _, _ in settings}) > 1
+        several = len({encoder for encoder, *_ in settings}) > 1
         self.names = {setting: name_of(setting, several) for setting in settings}
         self.metrics = [*runs[0].values]
         self._curves: dict[tuple[Setting, Budget], list[Finished]] = {}
@@ -258,7 +119,10 @@ class Comparison:
             start = "" if setting[1] == "random" else run.encoder
             key = (setting, start, run.budget, run.replicate, run.split)
             if key in known:
-                raise UserError(f"{known[key]} and {run.path} differ in nothing that is compared: give one of them")
+                raise UserError(
+                    f"{known[key]} and {run.path} differ in nothing that is compared: give one of them, or the "
+                    "key of the recipe that they differ in (--by)"
+                )
             known[key] = run.path
             first = units.setdefault(run.split, (run.path, run.units))
             if first[1] != run.units:
@@ -373,9 +237,9 @@ class Comparison:
         return np.asarray(np.isfinite(np.stack(there)).any(0), np.float64)
 
 
-def _order(setting: Setting) -> tuple[bool, bool, str, str]:
+def _order(setting: Setting) -> tuple[bool, bool, Setting]:
     """Pretrained before random, fine-tuned before frozen."""
-    return setting[1] == "random", setting[2] == "head", setting[0], setting[2]
+    return setting[1] == "random", setting[2] == "head", setting
 
 
 def _bounds(found: Interval) -> Row:

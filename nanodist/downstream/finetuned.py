@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from hpc.errors import UserError
-from nanodist.downstream.compare import Finished, find_runs, name_of, read_run
 from nanodist.downstream.features import Dataset, FeatureSet
 from nanodist.downstream.finetune.data import PROTOCOL_SEED
+from nanodist.downstream.finished_runs import Finished, find_runs, name_of, read_run
 from nanodist.downstream.labels import Budget
 from nanodist.downstream.probe import Draw, Outcome, Plan, Protocol
 from nanodist.downstream.scores import FINETUNED, Scored
@@ -40,7 +40,7 @@ def finetuned_rows(paths: Iterable[Path], dataset: Dataset, plans: Sequence[Plan
     if other:
         raise UserError(f"--finetuned {other[0]}: it is a segmentation, which is not probed; see 'nanodist compare'")
     settings = dict.fromkeys(run.setting({}) for run in runs)
-    several = len({encoder for encoder, weights, _ in settings if weights != "random"}) > 1
+    several = len({encoder for encoder, weights, *_ in settings if weights != "random"}) > 1
     found = []
     for setting in settings:
         name = name_of(setting, several and setting[1] != "random")

@@ -145,6 +145,31 @@ def test_masks_are_compared_on_the_same_images(tmp_path: Path) -> None:
     assert gains["dice", "1"]["mean"] == pytest.approx(0.2) and gains["dice", "1"]["low"] == pytest.approx(0.1)
 
 
+def test_values_of_the_recipe_tell_settings_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [tmp_path / name for name in ("p", "short", "long")]
+    for run, weights, steps, right in zip(runs, ("given", *2 * ["random"]), (30, 30, 90), (0.9, 0.2, 0.5), strict=True):
+        classified(run, weights, 1, 0, right)
+        (run / "recipe.yaml").write_text(f"train: {{steps: {steps}}}\n")
+    found = compared(tmp_path / "out", *runs, more=("--by", "train.steps"))
+    rows = {row["setting"]: row["mean"] for row in of("balanced accuracy", found)}
+    base = "pretrained, fine-tuned, train.steps 30"
+    assert list(rows) == [base, "from scratch, train.steps 30", "from scratch, train.steps 90"]
+    gains = {row["baseline"]: row["mean"] for row in found["differences"]}
+    assert gains == pytest.approx({name: rows[base] - rows[name] for name in list(rows)[1:]}, abs=2e-6)
+    refused = ["compare", *map(str, runs), "--out", str(tmp_path / "no")]
+    (tmp_path / "long" / "recipe.yaml").write_text("train: {}\n")
+    assert (
+        main([*refused, "--by", "train.steps"]) == 2
+        and main([*refused, "--by", "seed.more"]) == 2
+        and main(refused) == 2
+    )
+    errors = capsys.readouterr().err.splitlines()
+    assert (
+        f"{tmp_path / 'long' / 'recipe.yaml'} has no 'train.steps'" in errors[0] and "has no 'seed.more'" in errors[1]
+    )
+    assert "differ in nothing that is compared" in errors[2] and "--by" in errors[2] and len(errors) == 3
+
+
 def test_what_cannot_be_compared_is_said_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     segmented(tmp_path / "a", "given", [("0.8", "0.6"), ("0.4", "")])
     segmented(tmp_path / "b", "random", [("0.5", "0.5")])
