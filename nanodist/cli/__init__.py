@@ -6,6 +6,7 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from hpc.closed_pipe import until_closed
 from hpc.errors import UserError
@@ -74,6 +75,17 @@ def _run(argv: Sequence[str] | None) -> int:
     except UserError as error:
         print(f"nanodist {args.command}: error: {error}", file=sys.stderr)
         return 2
+    except (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+        if not _was_given(error.filename, args.arguments):
+            raise
+        print(f"nanodist {args.command}: error: {error.filename}: {error.strerror}; give another path", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"nanodist {args.command}: interrupted", file=sys.stderr)
         return 130
+
+
+def _was_given(path: str | None, arguments: Sequence[str]) -> bool:
+    """Whether a path, or a folder that it is in, is one of the arguments or the value of one."""
+    given = {Path(value) for argument in arguments if (value := argument.rpartition("=")[2])}
+    return path is not None and not given.isdisjoint([Path(path), *Path(path).parents])

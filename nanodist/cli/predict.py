@@ -33,10 +33,10 @@ def run(options: argparse.Namespace) -> int:
     from nanodist.downstream.finetune.predict import REPORT, predict
 
     torch.set_num_threads(options.threads or threads_of_rank(1))
-    segmentation = kind_of(options.run) == "segmentation"
-    if options.faint is not None and not segmentation:
+    kind = kind_of(options.run)
+    if options.faint is not None and kind == "classification":
         raise UserError(f"--faint is for masks, and {options.run} is a classifier: leave it out")
-    if segmentation:
+    if kind == "segmentation":
         from nanodist.downstream.segment.predict import load_segmenter, predict_masks
 
         failed = len(predict_masks(load_segmenter(options.run, options.faint), options.images, options.out))

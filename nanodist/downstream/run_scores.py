@@ -111,4 +111,5 @@ def _scores(counts: F64, folds: bool, groups: F64, encoders: F64, draws: F64, sp
         share = splits[:, s] * there
         total += share * np.einsum("kbed,be,bd->kb", each, encoders, draws, optimize=True)
         weight += share
-    return np.asarray(total / np.maximum(weight, 1e-12), np.float64)
+    # Where the splits that were drawn test none of the micrographs that were drawn, there is no score.
+    return np.where(weight > 0, total / np.where(weight > 0, weight, 1.0), np.nan)

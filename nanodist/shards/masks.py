@@ -73,14 +73,15 @@ def _from_folders(spec: str, sources: Sequence[Source]) -> dict[Path, Path]:
         if folder not in folders:
             files = sorted(folder.iterdir()) if folder.is_dir() else []
             named = [f for f in files if f.name.lower().endswith(SUFFIXES)]
-            folders[folder] = {_stem(f.name).removesuffix(".mask").removesuffix("_mask"): f for f in named}
-        mask = folders[folder].get(_stem(source.path.name))
+            folders[folder] = {stem_of(f.name).removesuffix(".mask").removesuffix("_mask"): f for f in named}
+        mask = folders[folder].get(stem_of(source.path.name))
         if mask is not None:
             matches[source.path] = mask
     return matches
 
 
-def _stem(name: str) -> str:
+def stem_of(name: str) -> str:
+    """A file name without the ending that says it is a micrograph; other dots are a part of the name."""
     suffix = next((s for s in sorted(SUFFIXES, key=len, reverse=True) if name.lower().endswith(s)), "")
     return name[: len(name) - len(suffix)]
 

@@ -185,5 +185,10 @@ def test_what_cannot_be_compared_is_said_in_one_sentence(tmp_path: Path, capsys:
         assert main(["compare", *paths, "--out", str(tmp_path / "out")]) == 2
         error = capsys.readouterr().err
         assert said in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
+    (tmp_path / "file").touch()
+    for out in ("file", "file/below"):
+        assert main(["compare", str(tmp_path / "a"), "--out", str(tmp_path / out)]) == 2
+        error = capsys.readouterr().err
+        assert f"{tmp_path / out}: " in error and "give another path" in error and error.count("\n") == 1
     (tmp_path / "a" / "images.csv").unlink()
     assert main(["compare", str(tmp_path / "a"), "--out", str(tmp_path / "out")]) == 2

@@ -295,6 +295,21 @@ def test_a_mistake_gives_one_sentence(store, tmp_path, capsys, change, said):
     assert said in error and error.count("\n") == 1 and not (tmp_path / "run").exists()
 
 
+def test_views_in_nanometres_are_predicted_at_their_mean_scale(store, tmp_path, monkeypatch):
+    """At 0.5 nm a pixel, views of 32 px from 36 to 49 nm are 84 px of the tile on average."""
+    views = "views={size_px: 32, crop_nm: [36, 49], exposure: image}"
+    recipe, layout = _recipe(store, views, "train.global_batch_size=12"), batch_norm.make_layout(12, 12, 0, 1)
+    labels = Labels(LabelsConfig(store=str(store)))
+    monkeypatch.setattr(labels, "pixel_sizes", lambda numbers: np.full((len(numbers), 2), 0.5))
+    task = ClassifyTask(recipe, labels, _topology(), torch.device("cpu"), layout, None)
+    assert task.classifier.spec.looks[0][0] == pytest.approx(32 / 84, abs=1e-4)
+    monkeypatch.setattr(
+        labels, "pixel_sizes", lambda numbers: np.where(numbers[:, None] > labels.train[0], [0.5, 0.5], np.nan)
+    )
+    with pytest.raises(UserError, match=r"1 of .* have no pixel size, such as .*; set views.crop_px or crop_share"):
+        ClassifyTask(recipe, labels, _topology(), torch.device("cpu"), layout, None)
+
+
 def test_the_module_is_what_the_loop_wants(store):
     layout = batch_norm.make_layout(12, 12, 0, 1)
     task = ClassifyTask(

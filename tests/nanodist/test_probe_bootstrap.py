@@ -72,8 +72,12 @@ def test_splits_widen_the_interval_where_their_tests_overlap() -> None:
     folds = np.zeros((2, 30, 1))
     folds[0, :15], folds[1, 15:] = 10.0, 10.0
     apart = Tally(hits * (folds > 0)[:, None, None], folds)
-    found = interval(apart, Resamples(folds, 1), "x")
-    assert (found.low, found.mean, found.high) == pytest.approx((0.5, 0.5, 0.5))
+    shared = Resamples(folds, 1)
+    found = interval(apart, shared, "x")
+    means = shared.groups @ np.repeat([0.2, 0.8], 15) / 30
+    assert (found.low, found.mean, found.high) == pytest.approx(
+        (*np.quantile(means, [0.025]), 0.5, *np.quantile(means, [0.975]))
+    )
 
 
 def test_pairing_takes_the_difficulty_of_micrographs_out_of_the_difference() -> None:
@@ -94,6 +98,38 @@ def test_a_resample_without_a_class_in_one_split_uses_the_other_splits() -> None
     tally = Tally(hits, totals)
     found = interval(tally, Resamples(totals, 1, 200), "x")
     assert (found.low, found.high) == pytest.approx((0.5, 0.5))
+
+
+def test_a_resample_that_tests_nothing_is_left_out() -> None:
+    """Three splits that each hold out one of four micrographs of a class, which often is not among those drawn."""
+    totals = np.zeros((3, 8, 2))
+    for split, out in enumerate((0, 1, 0)):
+        totals[split, out, 0] = totals[split, out + 4, 1] = 3
+    perfect = Tally(totals[:, None, None].copy(), totals)
+    shared = Resamples(totals, 1, 2000)
+    assert np.isnan(shared.statistics(perfect, "x")).any()
+    found = interval(perfect, shared, "x")
+    assert (found.low, found.high) == (1.0, 1.0)
+    runs = []
+    for split in range(3):
+        groups = np.repeat(np.flatnonzero(totals[split].any(axis=1)), 3)
+        truth = groups // 4
+        runs.append(Answers((split, 0, 0), groups, truth, truth, np.full(len(truth), 0.9)))
+    scores = run_intervals(perfect, runs, shared, "x", level=0.998)
+    assert [(scores[name].low, scores[name].high) for name in ("macro_f1", "accuracy")] == [(1.0, 1.0)] * 2
+    assert scores["calibration_error"].mean == pytest.approx(0.1) and np.isfinite(scores["calibration_error"].high)
+
+
+def test_folds_of_one_micrograph_have_the_interval_of_micrographs() -> None:
+    """Leave-one-group-out: each resample is the mean over classes of the mean of what was drawn, as often as drawn."""
+    recalls = np.random.default_rng(3).random(12)
+    totals = np.zeros((12, 12, 2))
+    totals[np.arange(12), np.arange(12), np.arange(12) % 2] = 10.0
+    tally = Tally((totals * recalls[:, None, None])[:, None, None], totals)
+    shared = Resamples(totals, 1, 500)
+    assert shared.folds
+    by_hand = [np.mean([np.average(recalls[c::2], weights=times[c::2]) for c in range(2)]) for times in shared.groups]
+    np.testing.assert_allclose(shared.statistics(tally, "x"), by_hand)
 
 
 def answers(folds: bool) -> tuple[Tally, list[Answers]]:

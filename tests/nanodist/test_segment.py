@@ -1,5 +1,6 @@
 """Segmentation: masks under the views' geometry, the loss and gradient on two ranks, and a run to its masks."""
 
+import csv
 import json
 import subprocess
 from dataclasses import replace
@@ -17,6 +18,7 @@ from hpc.config import apply_overrides, build
 from hpc.errors import UserError
 from nanodist.cli import main
 from nanodist.downstream.finetune.recipe import DecoderConfig, FinetuneRecipe, LabelsConfig
+from nanodist.downstream.segment import predict
 from nanodist.downstream.segment.data import Masks
 from nanodist.downstream.segment.hysteresis import faint_classes
 from nanodist.downstream.segment.loss import dice_and_cross_entropy, mean_iou
@@ -222,6 +224,29 @@ def test_masks_keep_their_pixel_size(tmp_path):
     (tmp_path / "m.tif").write_bytes(mask_tiff(np.eye(9, dtype=np.uint8), (0.5, 0.25)))
     read = read_micrograph(tmp_path / "m.tif")
     assert read.pixel_size_nm == pytest.approx((0.5, 0.25), rel=1e-6) and read.pixels.sum() == 9
+
+
+def test_each_micrograph_has_a_mask_of_its_own(tmp_path, monkeypatch):
+    """Names with dots, names that are those of numbered ones, and a stack of which one page is blank."""
+    monkeypatch.setattr(predict, "segment", lambda loaded, pixels, progress: np.asarray(pixels > 128, np.uint8))
+    rng, files = np.random.default_rng(0), ("day1/wire-2", "day1/wire", "day2/wire", "dose_0.5", "dose_0.7")
+    for place, name in enumerate(files):
+        path = tmp_path / "in" / f"{name}.tif"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tifffile.imwrite(path, rng.integers(0, 256, (40, 40 + place), np.uint8))
+    movie = rng.integers(0, 65536, (3, 40, 50), np.uint16)
+    movie[1] = 7
+    tifffile.imwrite(tmp_path / "in" / "movie.tif", movie, photometric="minisblack")
+    loaded = predict.LoadedSegmenter(torch.nn.Identity(), (0, 1), 32, 32, 1, tmp_path, None)
+    problems = predict.predict_masks(loaded, [tmp_path / "in"], tmp_path / "out")
+    assert list(problems) == [f"{tmp_path / 'in' / 'movie.tif'}, page 1"] and "contrast" in next(
+        iter(problems.values())
+    )
+    widths = {path.stem: tifffile.imread(path).shape[1] for path in (tmp_path / "out" / "masks").iterdir()}
+    stacked = {"movie-p0": 50, "movie-p2": 50}
+    assert widths == {"wire-2": 40, "wire": 41, "wire-3": 42, "dose_0.5": 43, "dose_0.7": 44, **stacked}
+    with open(tmp_path / "out" / "shares.csv", newline="") as file:
+        assert len({row["mask"] for row in csv.DictReader(file)}) == 7
 
 
 def test_a_run_from_masks_to_masks(store, tmp_path, capsys):

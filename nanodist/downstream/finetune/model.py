@@ -119,13 +119,13 @@ def start_encoder(recipe: FinetuneRecipe) -> Encoder:
     return encoder
 
 
-def build_classifier(recipe: FinetuneRecipe, classes: int, tile_px: tuple[int, int], layout: Layout) -> Classifier:
+def build_classifier(recipe: FinetuneRecipe, classes: int, crop_px: float, layout: Layout) -> Classifier:
     """The module of a recipe, on the CPU; what is not trained wants no gradient.
 
     Args:
         recipe: of the fine-tuning.
         classes: width of the logits.
-        tile_px: height and width of the tiles.
+        crop_px: mean side of the views in pixels of a tile.
         layout: BatchNorm groups, where statistics are not frozen.
 
     Raises:
@@ -133,7 +133,7 @@ def build_classifier(recipe: FinetuneRecipe, classes: int, tile_px: tuple[int, i
     """
     encoder = start_encoder(recipe)
     refuse_unkeyed_randomness(encoder.trunk, encoder.spec.trunk)
-    spec = dataclasses.replace(encoder.spec, image_size=recipe.views.size_px, looks=[_look(recipe, tile_px)])
+    spec = dataclasses.replace(encoder.spec, image_size=recipe.views.size_px, looks=[_look(recipe, crop_px)])
     trunk = encoder.trunk.requires_grad_(True)
     with torch.inference_mode():
         pixels = torch.zeros(1, 1, recipe.views.size_px, recipe.views.size_px)
@@ -146,10 +146,9 @@ def build_classifier(recipe: FinetuneRecipe, classes: int, tile_px: tuple[int, i
     return model.double() if recipe.train.precision == "fp64" else model
 
 
-def _look(recipe: FinetuneRecipe, tile_px: tuple[int, int]) -> tuple[float, int, int]:
+def _look(recipe: FinetuneRecipe, crop: float) -> tuple[float, int, int]:
     """How a tile is predicted: at the mean scale of the views; its middle only, where views keep to the middle."""
     views = recipe.views
-    crop = views.mean_crop_px(*tile_px)
     return round(views.size_px / crop, 4), round(crop) if views.centre_jitter_px is not None else 0, recipe.symmetries
 
 

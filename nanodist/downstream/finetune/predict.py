@@ -17,7 +17,7 @@ from hpc.errors import UserError
 from hpc.progress import Progress
 from hpc.tables import csv_text
 from nanodist.downstream.finetune.load import Loaded
-from nanodist.micrographs import Micrograph, read_micrographs
+from nanodist.micrographs import Micrograph, count_micrographs, read_micrograph
 from nanodist.micrographs.read import is_named_like_one
 from nanodist.pixels import to_unit
 from nanodist.shards.sheet import draw_sheet, thumbnail
@@ -66,7 +66,8 @@ T = TypeVar("T")
 def read_each(paths: Sequence[Path], handle: Callable[[Path, int, Micrograph], T], problems: dict[str, str]) -> list[T]:
     """What ``handle`` gives for (file, number in it, micrograph) of every micrograph of ``paths``.
 
-    ``problems`` takes the reason for each file that cannot be read or handled (whose ``UserError`` it is).
+    ``problems`` takes the reason for each file, or page of a file, that cannot be read or handled (whose ``UserError``
+    it is).
 
     Raises:
         UserError: no such path, or nothing of it could be handled.
@@ -77,9 +78,14 @@ def read_each(paths: Sequence[Path], handle: Callable[[Path, int, Micrograph], T
         try:
             if file not in paths and not is_named_like_one(file):
                 raise UserError(f"{file}: by its name it is no micrograph")
-            done += [handle(file, page, each) for page, each in enumerate(read_micrographs(file))]
+            pages = count_micrographs(file)
         except UserError as error:
-            problems[str(file)] = str(error)
+            problems[str(file)], pages = str(error), 0
+        for page in range(pages):
+            try:
+                done.append(handle(file, page, read_micrograph(file, page)))
+            except UserError as error:
+                problems[str(file) if pages == 1 else f"{file}, page {page}"] = str(error)
         bar.update()
     bar.close()
     if not done:

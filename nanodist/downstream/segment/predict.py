@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from nanodist.downstream.segment.windows import strips, window_count
 from nanodist.encoders import EncoderSpec, create_trunk
 from nanodist.fitting import DAMAGED, fitting, refuse_options
 from nanodist.micrographs import Micrograph
+from nanodist.shards.masks import stem_of
 
 U8 = npt.NDArray[np.uint8]
 REPORT, SHARES = "report.json", "shares.csv"
@@ -105,7 +107,7 @@ def predict_masks(loaded: LoadedSegmenter, paths: Sequence[Path], out: Path) -> 
     Raises:
         UserError: no such path, or none of the files is a micrograph.
     """
-    names: dict[str, int] = {}
+    names: set[str] = set()
     problems: dict[str, str] = {}
     loaded.model.to(inference_device())
     rows = read_each(paths, lambda file, page, each: _one(loaded, file, page, each, out, names), problems)
@@ -124,15 +126,16 @@ def predict_masks(loaded: LoadedSegmenter, paths: Sequence[Path], out: Path) -> 
 
 
 def _one(
-    loaded: LoadedSegmenter, file: Path, page: int, micrograph: Micrograph, out: Path, names: dict[str, int]
+    loaded: LoadedSegmenter, file: Path, page: int, micrograph: Micrograph, out: Path, names: set[str]
 ) -> list[Any]:
-    """Segment one micrograph and write its files; the row of the table."""
+    """Segment one micrograph and write its files, under a name that is not yet in ``names``; the row of the table."""
     pixels = grey(file, micrograph, max(8, loaded.crop_px // 4))
     classes = segment(loaded, pixels, progress=pixels.size > 2**24)
-    stem = file.name.split(".")[0] + (f"-p{page}" if page or int(micrograph.metadata.get("pages", 1)) > 1 else "")
-    # Files of one name from several folders.
-    names[stem] = names.get(stem, 0) + 1
-    stem = stem if names[stem] == 1 else f"{stem}-{names[stem]}"
+    name = stem_of(file.name) + (f"-p{page}" if page or int(micrograph.metadata.get("pages", 1)) > 1 else "")
+    # Files of one name from several folders are numbered, past those that have such a name already.
+    numbered = (f"{name}-{number}" for number in itertools.count(2))
+    stem = next(each for each in itertools.chain([name], numbered) if each not in names)
+    names.add(stem)
     (out / "masks").mkdir(parents=True, exist_ok=True)
     (out / "overlays").mkdir(parents=True, exist_ok=True)
     mask = out / "masks" / f"{stem}.tif"
