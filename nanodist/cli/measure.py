@@ -118,6 +118,7 @@ def _segmented_first(args: argparse.Namespace, options: Options, request: Reques
     import torch
 
     from hpc.environment import threads_of_rank
+    from hpc.errors import UserError
     from nanodist.downstream.segment.predict import load_segmenter, predict_masks
     from nanodist.morphology.files import Skipped
     from nanodist.morphology.run import measure_files, refuse
@@ -133,9 +134,16 @@ def _segmented_first(args: argparse.Namespace, options: Options, request: Reques
         predicted, names, unread = Path(temporary) / "predicted", dict[Path, str](), list[Skipped]()
         for number, (name, paths) in enumerate(specimens.items(), start=1):
             folder = predicted / f"{number:02d}-{Path(name).name}"
-            problems = predict_masks(loaded, paths, folder)
+            try:
+                problems = predict_masks(loaded, paths, folder)
+            except UserError as error:
+                # Of several specimens the others are measured all the same.
+                unread.append(Skipped(Path(name), f"{name}: {error}", True))
+                continue
             names[folder / "masks"] = name
             unread += [Skipped(Path(file), reason, True) for file, reason in problems.items()]
+        if not names:
+            raise UserError("; ".join(one.reason for one in unread))
         found = measure_files(list(names), args.out, options, request, names, unread)
         os.replace(predicted, args.out / "predicted")
     return found

@@ -9,10 +9,13 @@ from hpc.errors import UserError
 from nanodist.micrographs import is_named_like_one, read_micrograph
 from nanodist.morphology.rois import labels_of, read_imagej, read_napari
 from nanodist.shards.mask_codings import new_mask_folder, write_mask
+from nanodist.shards.masks import stem_of
 
 ROI_FILES = (".zip", ".roi", ".csv")
 _LINES = ".centre-lines.csv"  # of ``nanodist measure --rois``, which are no areas
-# What ``nanodist measure --rois`` puts around the name of a mask, so that masks of one name do not meet.
+# What a mask has at the end of its image's name.
+_MASKS = (".mask", ".instances", ".labels")
+# What ``nanodist measure --rois`` puts before the name of a mask, so that masks of one name do not meet.
 _NUMBERED = re.compile(r"^\d{5}-")
 
 
@@ -44,7 +47,7 @@ def convert_rois(source: Path, images: Path, out: Path, instances: bool) -> int:
             reader = read_napari if path.suffix.lower() == ".csv" else read_imagej
             layers = reader(path, read_micrograph(image).pixels.shape[-2:])
             mask = labels_of(layers) if instances else labels_of(layers) > 0
-            target = temporary / f"{image.name.split('.')[0]}.png"
+            target = temporary / f"{_of_image(stem_of(image.name))}.png"
             if target.exists():
                 raise UserError(f"{path}: another set is of the image '{image.name}' too; leave one out")
             write_mask(target, mask)
@@ -52,17 +55,22 @@ def convert_rois(source: Path, images: Path, out: Path, instances: bool) -> int:
 
 
 def _by_stem(images: Path) -> dict[str, list[Path]]:
-    """Files by the name before the first dot."""
+    """Files by the name of their image."""
     if not images.is_dir():
         raise UserError(f"--images {images} is no folder; give that of the micrographs, whose sizes masks have")
     known: dict[str, list[Path]] = {}
     for path in sorted(p for p in images.rglob("*") if p.is_file() and is_named_like_one(p)):
-        known.setdefault(path.name.split(".")[0], []).append(path)
+        known.setdefault(_of_image(stem_of(path.name)), []).append(path)
     return known
 
 
+def _of_image(stem: str) -> str:
+    """The name of an image, from that of its mask."""
+    return next((stem.removesuffix(kind) for kind in _MASKS if stem.endswith(kind)), stem)
+
+
 def _image_of(path: Path, known: dict[str, list[Path]], images: Path) -> Path:
-    stem = path.name.split(".")[0]
+    stem = _of_image(path.name[: -len(path.suffix)].removesuffix(".rois"))
     found = known.get(stem) or known.get(_NUMBERED.sub("", stem)) or []
     if len(found) != 1:
         what = "has no image of that name" if not found else f"has {len(found)} images of that name"

@@ -40,7 +40,8 @@ def overlay(mask: npt.NDArray[Any], measured: Measurement) -> bytes:
     for row in measured.objects if len(measured.objects) <= 2000 else []:
         box = [row[f"{side}_{unit}"] / scale for side in ("left", "top", "right", "bottom")]
         if row["border_cut"]:
-            draw.rectangle([box[0], box[1], box[2] - 1, box[3] - 1], outline=CUT)
+            # What is thinner than a pixel of the picture is a line in it.
+            draw.rectangle([*box[:2], max(box[0], box[2] - 1), max(box[1], box[3] - 1)], outline=CUT)
         draw.text((box[0] + 1, box[1]), str(row["object"]), fill=(20, 20, 20))
     for line in measured.lines:
         draw.line([(x / step, y / step) for y, x in line.tolist()], fill=LINE, width=max(1, small.shape[0] // 400))

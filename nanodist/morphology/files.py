@@ -72,7 +72,9 @@ def gather(given: Sequence[Path], names: Mapping[Path, str]) -> tuple[list[Sourc
     return sources, skipped
 
 
-def read_mask(path: Path, meaning: str = "auto", value: int | None = None) -> tuple[npt.NDArray[Any], float | None]:
+def read_mask(
+    path: Path, meaning: str = "auto", value: int | None = None, pixel_size_nm: float | None = None
+) -> tuple[npt.NDArray[Any], float | None]:
     """A mask as :func:`nanodist.morphology.measure` takes it, and its pixel size in nm where the file says one.
 
     Args:
@@ -80,7 +82,8 @@ def read_mask(path: Path, meaning: str = "auto", value: int | None = None) -> tu
         meaning: ``mask`` (all that is not 0 is material), ``labels`` (each number an object), ``layers``, or ``auto``:
             layers where there are pages, a mask where there is one value beside 0, and labels where every number is
             one connected piece.
-        value: take the pixels of this value (a class of a segmentation) as the mask.
+        value: take the pixels of this value (a class of a segmentation) as the mask, which may be none.
+        pixel_size_nm: take this for its pixel size, whatever the file says.
 
     Raises:
         UserError: unreadable, no mask, or one whose meaning is not clear.
@@ -89,21 +92,18 @@ def read_mask(path: Path, meaning: str = "auto", value: int | None = None) -> tu
         raise UserError(f"no meaning {meaning!r} of pixels; there are {', '.join(MEANINGS)}")
     pages = count_micrographs(path)
     if pages > 1 and meaning in ("auto", "layers") and value is None:
-        return _layers(path, pages)
+        return _layers(path, pages, pixel_size_nm)
     if pages > 1:
         raise UserError(f"{path} has {pages} pages; give one image, or --as layers where each page is an object")
     micrograph = read_micrograph(path)
-    size = _square(micrograph.pixel_size_nm, path)
+    size = pixel_size_nm or _square(micrograph.pixel_size_nm, path)
     pixels = micrograph.pixels
     if pixels.dtype.kind == "f":
         if not np.array_equal(pixels, np.rint(pixels)):
             raise UserError(f"{path} holds fractions: give a mask of whole numbers, 0 for the background")
         pixels = pixels.astype(np.int64)
     if value is not None:
-        chosen = pixels == value
-        if not chosen.any():
-            raise UserError(f"{path} has no pixel of value {value}; it has {_some(np.unique(pixels))}")
-        return chosen, size
+        return pixels == value, size
     return _meant(pixels, meaning, path), size
 
 
@@ -148,7 +148,12 @@ def _in_pieces(labels: npt.NDArray[np.int32], counts: npt.NDArray[np.int64]) -> 
                 yield number, pieces
 
 
-def _layers(path: Path, pages: int) -> tuple[npt.NDArray[np.bool_], float | None]:
+def values_in(path: Path) -> str:
+    """The values of an image file in words."""
+    return _some(np.unique(read_micrograph(path).pixels))
+
+
+def _layers(path: Path, pages: int, pixel_size_nm: float | None) -> tuple[npt.NDArray[np.bool_], float | None]:
     first = read_micrograph(path, 0)
     height, width = first.pixels.shape
     if pages * height * width > 2**32:
@@ -156,13 +161,16 @@ def _layers(path: Path, pages: int) -> tuple[npt.NDArray[np.bool_], float | None
     layers = np.zeros((pages, height, width), bool)
     with tifffile.TiffFile(path) as tif:
         for number, page in enumerate(tif.pages[:pages]):
-            pixels = page.asarray()
+            try:
+                pixels = page.asarray()
+            except Exception as error:  # tifffile raises nearly everything on damaged files
+                raise UserError(f"{path}, page {number}: damaged ({error}); save it again, or leave it out") from None
             if pixels.shape != (height, width) or len(np.unique(pixels)) > 2:
                 raise UserError(
                     f"{path}, page {number}: a layer holds one object as 0 and one other value, all of one size"
                 )
             layers[number] = pixels > 0
-    return layers, _square(first.pixel_size_nm, path)
+    return layers, pixel_size_nm or _square(first.pixel_size_nm, path)
 
 
 def _square(size: tuple[float, float] | None, path: Path) -> float | None:

@@ -158,17 +158,26 @@ def read_napari(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.bool_]:
             raise UserError(f"{path} has more than {_LARGEST_FILE // 2**20} MiB; it is no set of shapes")
         with open(path, newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
+        axes = sorted((name for name in rows[0] if name.startswith("axis-")), key=lambda name: int(name[5:]))
         corners: dict[tuple[int, str], list[tuple[float, float]]] = {}
         for row in rows:
-            place = (float(row["axis-0"]), float(row["axis-1"]))
-            corners.setdefault((int(row["index"]), row["shape-type"]), []).append(place)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+            y, x = (float(row[name]) for name in axes[-2:])
+            corners.setdefault((int(row["index"]), row["shape-type"]), []).append((y, x))
+        planes = {tuple(float(row[name]) for name in axes[:-2]) for row in rows}
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise UserError(f"{path} cannot be read as napari's CSV of shapes ({error}): save the layer again") from None
     flat = next((f"{kind} {index}" for (index, kind), at in corners.items() if not _is_area(kind, at)), None)
     if not corners or len(corners) > _MOST_ROIS or flat:
         what = f"holds {len(corners)} shapes" if flat is None else f"has '{flat}', which is no area"
         raise UserError(f"{path} {what}; give 1 to {_MOST_ROIS} polygons, rectangles or ellipses of two axes")
-    return np.stack([polygon2mask(shape, _outline(kind, np.asarray(at))) for (_, kind), at in corners.items()])
+    if len(planes) > 1:
+        raise UserError(f"{path} has shapes on {len(planes)} planes of a stack; save those of each plane by themselves")
+    layers = np.stack([polygon2mask(shape, _outline(kind, np.asarray(at))) for (_, kind), at in corners.items()])
+    outside = next((key for key, layer in zip(corners, layers, strict=True) if not layer.any()), None)
+    if outside is not None:
+        where = f"an image of {shape[0]} x {shape[1]} pixels"
+        raise UserError(f"{path}: '{outside[1]} {outside[0]}' covers no pixel of {where}; was it drawn on this one?")
+    return layers
 
 
 def _is_area(kind: str, at: Sequence[tuple[float, float]]) -> bool:

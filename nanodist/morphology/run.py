@@ -15,7 +15,7 @@ from hpc.errors import UserError
 from hpc.progress import Progress
 from nanodist._version import __version__
 from nanodist.morphology import figures, rois, tables
-from nanodist.morphology.files import Skipped, Source, gather, read_mask
+from nanodist.morphology.files import Skipped, Source, gather, read_mask, values_in
 from nanodist.morphology.measure import Measurement, Options, measure
 from nanodist.morphology.specimens import compare, summarise
 
@@ -69,6 +69,8 @@ def refuse(out: Path, request: Request) -> None:
         raise UserError(f"{out} exists already and is not an empty directory; name another one or remove it")
     if request.pixel_size_nm is not None and not 0 < request.pixel_size_nm < 1e6:
         raise UserError(f"--pixel-size-nm must be above 0, not {request.pixel_size_nm}")
+    if request.override and request.pixel_size_nm is None:
+        raise UserError("--override-pixel-size takes the size of --pixel-size-nm for that of the files: give one")
     if request.rois:
         rois.needs_roifile("--rois")
 
@@ -114,6 +116,9 @@ def measure_files(
                 skipped.append(Skipped(source.path, named, True))
             bar.update()
         bar.close()
+        if request.value is not None and found.images and not any(row["coverage"] for row in found.images):
+            seen = f"{sources[0].path} has {values_in(sources[0].path)}"
+            raise UserError(f"--class {request.value}: none of the {len(sources)} files has such a pixel; {seen}")
         if not found.images:
             more = f" (and {len(skipped) - 1} files more)" if len(skipped) > 1 else ""
             raise UserError(f"nothing could be measured: {next(s for s in skipped if s.error).reason}{more}")
@@ -122,9 +127,9 @@ def measure_files(
 
 
 def _one(source: Source, root: Path, options: Options, request: Request, found: _Found) -> None:
-    mask, size = read_mask(source.path, request.meaning, request.value)
-    if size is None or request.override:
-        size = request.pixel_size_nm if request.pixel_size_nm is not None else size
+    given = request.pixel_size_nm
+    mask, size = read_mask(source.path, request.meaning, request.value, given if request.override else None)
+    size = given if size is None else size
     measured = measure(mask, size, options)
     of: dict[str, Any] = {"specimen": source.specimen, "image": source.name}
     stem = _stem(source, len(found.images) + 1)

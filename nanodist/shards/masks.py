@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,16 @@ MASK_SUFFIX = "mask.png"
 # A class counts as the label of a tile from this share of its pixels on.
 LEAST_SHARE = 0.01
 _MOST_LISTED = 64
+_LABELS = re.compile(r"(?:\d{5}-)?(.+)\.labels$")
 
 
 def find_masks(specs: Sequence[str], sources: Sequence[Source]) -> dict[Path, Path]:
     """The mask of each source that has one.
 
     Args:
-        specs: ``FOLDER=MASKS`` (the mask of ``FOLDER/a/x.tif`` is ``MASKS/a/x.*``, ``x.mask.*`` or ``x_mask.*``; the
-            last folder of that name is meant) or ``FILE.csv:COLUMN`` (paths from the CSV's folder); of several, the
-            first that has one counts.
+        specs: ``FOLDER=MASKS`` (the mask of ``FOLDER/a/x.tif`` is ``MASKS/a/x.*``, ``x.mask.*``, ``x_mask.*`` or, as
+            ``nanodist measure --rois`` writes, ``00001-x.labels.*``; the last folder of that name is meant) or
+            ``FILE.csv:COLUMN`` (paths from the CSV's folder); of several, the first that has one counts.
         sources: what is packed.
 
     Raises:
@@ -71,13 +73,27 @@ def _from_folders(spec: str, sources: Sequence[Source]) -> dict[Path, Path]:
             continue
         folder = Path(*parts[: places[-1]], masks, *parts[places[-1] + 1 : -1])
         if folder not in folders:
-            files = sorted(folder.iterdir()) if folder.is_dir() else []
-            named = [f for f in files if f.name.lower().endswith(SUFFIXES)]
-            folders[folder] = {stem_of(f.name).removesuffix(".mask").removesuffix("_mask"): f for f in named}
+            folders[folder] = _by_image(sorted(folder.iterdir()) if folder.is_dir() else [])
         mask = folders[folder].get(stem_of(source.path.name))
         if mask is not None:
             matches[source.path] = mask
     return matches
+
+
+def _by_image(files: Sequence[Path]) -> dict[str, Path]:
+    """Masks by the names of their images; those that ``measure --rois`` numbers give way to any other.
+
+    Raises:
+        UserError: two of these are of one name.
+    """
+    named = [f for f in files if f.name.lower().endswith(SUFFIXES)]
+    numbered: dict[str, Path] = {}
+    for file in named:
+        if found := _LABELS.match(stem_of(file.name)):
+            other = numbered.setdefault(found[1], file)
+            if other != file:
+                raise UserError(f"{other} and {file} would both be the mask of '{found[1]}': leave one out")
+    return numbered | {stem_of(f.name).removesuffix(".mask").removesuffix("_mask"): f for f in named}
 
 
 def stem_of(name: str) -> str:

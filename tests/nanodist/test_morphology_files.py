@@ -14,7 +14,10 @@ from PIL import Image
 
 from hpc.errors import UserError
 from nanodist.cli import main
+from nanodist.downstream.segment.predict import mask_tiff
 from nanodist.morphology.files import read_mask
+from nanodist.shards import Store
+from nanodist.shards.companions import read_mask_of
 from tests.nanodist.test_morphology import stadium
 
 SHAPE = (120, 120)
@@ -135,6 +138,58 @@ def test_nothing_to_measure_leaves_nothing(tmp_path, capsys):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "m.png"]
 
 
+def test_a_size_that_is_given_overrides_a_wrong_one(tmp_path, capsys):
+    """Pixels that the file says to be oblong are refused, unless their size is said anew."""
+    line = ["measure", str(tmp_path / "m.tif"), "--no-overlays", "--out", str(tmp_path / "out")]
+    (tmp_path / "m.tif").write_bytes(mask_tiff(np.uint8(_wires((30, 30, 90, 80, 7.0))[0]), (0.6, 0.5)))
+    assert main([*line, "--pixel-size-nm", "2"]) == 2 and "resample it to square ones" in capsys.readouterr().err
+    assert main([*line, "--override-pixel-size"]) == 2 and "--pixel-size-nm" in capsys.readouterr().err
+    assert main([*line, "--pixel-size-nm", "2", "--override-pixel-size"]) == 0
+    assert float(_rows(tmp_path / "out" / "wires.csv")[0]["width_mean_nm"]) == pytest.approx(14, rel=0.02)
+
+
+def test_an_image_without_a_class_has_none_of_it(tmp_path, capsys):
+    """Mean coverage is over all images; a value that no image has is a mistake."""
+    maps = [np.full((40, 40), 1, np.uint8) for _ in range(4)]
+    maps[0][10:20, 10:20] = 2
+    for i, each in enumerate(maps):
+        Image.fromarray(each).save(tmp_path / f"{i}.png")
+    line = ["measure", *(str(tmp_path / f"{i}.png") for i in range(4)), "--shape", "particles", "--out"]
+    assert main([*line, str(tmp_path / "out"), "--class", "2"]) == 0
+    assert [float(row["coverage"]) for row in _rows(tmp_path / "out" / "images.csv")] == [100 / 1600, 0, 0, 0]
+    assert main([*line, str(tmp_path / "no"), "--class", "3"]) == 2 and not (tmp_path / "no").exists()
+    error = capsys.readouterr().err
+    assert "--class 3: none of the 4 files has such a pixel" in error and "has the values 1, 2" in error
+
+
+def test_a_sliver_at_the_border_of_a_large_mask_is_drawn(tmp_path):
+    """In a picture of fewer pixels, or of nanometres that are rounded, it is thinner than one."""
+    mask = np.zeros((64, 4200), bool)
+    mask[:2, 30:60] = True
+    _png(tmp_path / "large.png", mask)
+    mask = np.zeros(SHAPE, bool)
+    mask[:9, 103] = mask[-30:-20, -30:-20] = True
+    _png(tmp_path / "small.png", mask)
+    line = ["measure", str(tmp_path / "large.png"), str(tmp_path / "small.png"), "--shape", "particles"]
+    assert main([*line, "--out", str(tmp_path / "out"), "--pixel-size-nm", "0.37", "--min-area-px", "4"]) == 0
+    assert len(list((tmp_path / "out" / "overlays").iterdir())) == 2
+
+
+def test_a_damaged_layer_is_named_and_the_others_are_measured(tmp_path, capsys):
+    layers = np.stack(_wires((20, 20, 60, 30, 8.0), (30, 60, 90, 70, 8.0), (30, 90, 90, 100, 8.0))).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "layers.tif", layers, compression="zlib", photometric="minisblack")
+    with tifffile.TiffFile(tmp_path / "layers.tif") as tif:
+        at, count = tif.pages[2].dataoffsets[0], tif.pages[2].databytecounts[0]
+    with open(tmp_path / "layers.tif", "r+b") as file:
+        file.seek(at)
+        file.write(b"\xff" * count)
+    _png(tmp_path / "good.png", layers[0] > 0)
+    files = [str(tmp_path / name) for name in ("layers.tif", "good.png")]
+    assert main(["measure", *files, "--out", str(tmp_path / "out")]) == 1
+    assert f"{files[0]}, page 2: damaged" in capsys.readouterr().err
+    assert [row["image"] for row in _rows(tmp_path / "out" / "images.csv")] == ["good.png"]
+
+
 def test_what_pixels_mean(tmp_path):
     first, second = _wires((20, 20, 60, 30, 8.0), (20, 80, 100, 90, 8.0))
     _png(tmp_path / "mask.png", first | second)
@@ -149,8 +204,7 @@ def test_what_pixels_mean(tmp_path):
         read_mask(tmp_path / "classes.png")
     assert read_mask(tmp_path / "classes.png", value=2)[0].sum() == second.sum()
     assert read_mask(tmp_path / "classes.png", "mask")[0].sum() == (classes > 0).sum()
-    with pytest.raises(UserError, match="no pixel of value 9"):
-        read_mask(tmp_path / "classes.png", value=9)
+    assert not read_mask(tmp_path / "classes.png", value=9)[0].any()
     tifffile.imwrite(tmp_path / "layers.tif", np.stack([first, first | second]).astype(np.uint8) * 255)
     assert read_mask(tmp_path / "layers.tif")[0].shape == (2, *SHAPE)
     tifffile.imwrite(tmp_path / "tall.tif", classes, imagej=True, resolution=(4.0, 2.0), metadata={"unit": "nm"})
@@ -214,11 +268,46 @@ def test_rois_go_to_imagej_and_come_back(tmp_path, capsys):
     assert disc.sum() == pytest.approx(np.pi * 20**2, rel=0.01) and not (disc & ~square).any()
     assert main(["masks", str(tmp_path / "m.csv"), *back[2:], str(tmp_path / "napari")]) == 0
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "napari" / "m.png")) > 0, square)
+    # Of a stack napari writes the plane first.
+    deep = head.replace("axis-0,axis-1", "axis-0,axis-1,axis-2")
+    (tmp_path / "m.csv").write_text(deep + "".join(f"0,rectangle,{v},4,{y},{x}\n" for v, (y, x) in enumerate(frame)))
+    np.testing.assert_array_equal(read_napari(tmp_path / "m.csv", SHAPE)[0], expected)
+    two = "".join(f"{i},rectangle,{v},{i},{y},{x}\n" for i in (0, 1) for v, (y, x) in enumerate(frame))
+    (tmp_path / "m.csv").write_text(deep + two)
+    with pytest.raises(UserError, match="shapes on 2 planes of a stack"):
+        read_napari(tmp_path / "m.csv", SHAPE)
+    (tmp_path / "m.csv").write_text(
+        head + "".join(f"0,rectangle,{v},{y + 500},{x}\n" for v, (y, x) in enumerate(frame))
+    )
+    with pytest.raises(UserError, match="'rectangle 0' covers no pixel of an image of 120 x 120"):
+        read_napari(tmp_path / "m.csv", SHAPE)
     with pytest.raises(UserError, match="'path 0', which is no area"):
         read_napari(folder / "00001-m.centre-lines.csv", SHAPE)
     (tmp_path / "bad.zip").write_bytes(b"no zip")
     with pytest.raises(UserError, match=r"bad\.zip"):
         read_imagej(tmp_path / "bad.zip", SHAPE)
+
+
+def test_corrected_masks_find_their_images(tmp_path):
+    """Names with dots; and label images as ``measure --rois`` wrote them."""
+    pytest.importorskip("roifile")
+    for name, wire in (("w_1.5um", (20, 20, 60, 30, 8.0)), ("w_1.8um", (30, 60, 90, 70, 8.0))):
+        _png(tmp_path / "masks" / f"{name}.png", _wires(wire)[0])
+        _png(tmp_path / "images" / f"{name}.png", np.random.default_rng(0).integers(0, 200, SHAPE, np.uint8))
+    assert main(["measure", str(tmp_path / "masks"), "--out", str(tmp_path / "out"), "--rois"]) == 0
+    (tmp_path / "out" / "rois").rename(tmp_path / "rois")
+    back = ["masks", str(tmp_path / "rois"), "--images", str(tmp_path / "images"), "--out", str(tmp_path / "back")]
+    assert main(back) == 0
+    assert sorted(path.name for path in (tmp_path / "back").iterdir()) == ["w_1.5um.png", "w_1.8um.png"]
+    pack = ["pack", str(tmp_path / "images"), "--tile", "none", "--workers", "1"]
+    for masks in ("back", "rois"):
+        assert main([*pack, "--masks", f"images={masks}", "--out", str(tmp_path / f"store-{masks}")]) == 0
+        store = Store.open(tmp_path / f"store-{masks}")
+        assert [read_mask_of(store, at).any() for at in range(len(store.samples))] == [True, True]
+    (tmp_path / "rois" / "00009-w_1.5um.labels.tif").write_bytes(
+        (tmp_path / "rois" / "00001-w_1.5um.labels.tif").read_bytes()
+    )
+    assert main([*pack, "--masks", "images=rois", "--out", str(tmp_path / "twice")]) == 2
 
 
 def test_a_plain_install_measures(tmp_path):

@@ -284,15 +284,16 @@ def test_a_run_from_masks_to_masks(store, tmp_path, capsys):
         more = tifffile.imread(tmp_path / "faint" / "masks" / one.name) > 0
         assert (more >= (tifffile.imread(one) > 0)).all()
     # The same in one command, by specimens.
-    line = ["measure", "--run", str(tmp_path / "run"), str(images[0].parent), str(tmp_path / "notes.txt")]
-    assert main([*line, "--out", str(tmp_path / "none")]) == 2 and not (tmp_path / "none").exists()
+    line, notes = ["measure", "--run", str(tmp_path / "run")], str(tmp_path / "notes.txt")
+    assert main([*line, notes, "--out", str(tmp_path / "none")]) == 2 and not (tmp_path / "none").exists()
     (images[0].parent / "notes.txt").write_text("text")
     # As particles, since tracing what so short a training takes for wires would take longer than all else.
-    line = [*line[:-1], "--as", "mask", "--no-overlays", "--shape", "particles"]
+    line += [str(images[0].parent), notes, "--as", "mask", "--no-overlays", "--shape", "particles"]
     assert main([*line, "--out", str(tmp_path / "sizes")]) == 1
     summary = json.loads((tmp_path / "sizes" / "summary.json").read_text())
     assert {row["specimen"] for row in summary["specimens"]} == {str(images[0].parent)}
-    assert [row["file"] for row in summary["skipped"]] == [str(images[0].parent / "notes.txt")]
+    assert {row["file"] for row in summary["skipped"]} == {str(images[0].parent / "notes.txt"), "files"}
+    assert any(notes in row["reason"] for row in summary["skipped"])
     made = sorted((tmp_path / "sizes" / "predicted").glob("*/masks/*.tif"))
     assert len(made) == summary["images"] == len(list(images[0].parent.glob("*.tif")))
     np.testing.assert_array_equal(*(tifffile.imread(path) for path in (masks[0], made[0])))
