@@ -13,6 +13,7 @@ import difflib
 import functools
 import hashlib
 import json
+import math
 import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -104,7 +105,11 @@ def _convert(kind: Any, value: Any, where: str, metadata: Mapping[str, Any]) -> 
     if dataclasses.is_dataclass(kind):
         return value if isinstance(value, kind) else build(kind, value, where)  # type: ignore[arg-type]
     if origin is Literal:
-        if value not in get_args(kind) or isinstance(value, bool) != isinstance(get_args(kind)[0], bool):
+        if (
+            not isinstance(value, (str, int))
+            or value not in get_args(kind)
+            or isinstance(value, bool) != isinstance(get_args(kind)[0], bool)
+        ):
             raise UserError(f"recipe key '{where}' is {value!r}; allowed: {', '.join(map(str, get_args(kind)))}")
         return value
     if origin in (Union, types.UnionType):
@@ -148,8 +153,8 @@ def _float_from_text(value: str) -> Any:
 
 
 def _check_bounds(value: Any, where: str, metadata: Mapping[str, Any]) -> None:
-    if isinstance(value, float) and value != value:
-        raise UserError(f"recipe key '{where}' must be a number, not nan")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"recipe key '{where}' must be a finite number, not {value}")
     low, high = metadata.get("low"), metadata.get("high")
     if isinstance(value, (int, float)) and ((low is not None and value < low) or (high is not None and value > high)):
         bounds = f"at least {low}" if high is None else f"at most {high}" if low is None else f"from {low} to {high}"
@@ -160,6 +165,25 @@ def _name(kind: Any) -> str:
     return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(kind, str(kind))
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML as recipes mean it: a key stands once, and a date is text."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Raise where a key stands twice, of which YAML would take the last."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge" and key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key '{key.value}' stands twice", key.start_mark)
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else "")
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in found if tag != "tag:yaml.org,2002:timestamp"]
+    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
 def parse_yaml(text: str, where: str) -> dict[str, Any]:
     """A YAML mapping as a dictionary (empty text gives ``{}``).
 
@@ -167,7 +191,7 @@ def parse_yaml(text: str, where: str) -> dict[str, Any]:
         UserError: no valid YAML (with the line), or no mapping.
     """
     try:
-        values = yaml.safe_load(text)
+        values = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         raise UserError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
     if values is None:
@@ -184,9 +208,11 @@ def read_yaml(path: str | Path, what: str) -> dict[str, Any]:
         UserError: it cannot be read; otherwise as there.
     """
     try:
-        text = Path(path).read_text()
+        text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"{what} {path} cannot be read: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{what} {path} is not UTF-8 ({error.reason} at byte {error.start}): save it as such") from None
     return parse_yaml(text, f"{what} {path}")
 
 
@@ -216,7 +242,7 @@ def apply_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict
 def _right_side(text: str) -> Any:
     """The value of an override; a sweep has the same few in thousands of recipes."""
     try:
-        return yaml.safe_load(text) if text else ""
+        return yaml.load(text, _Loader) if text else ""
     except yaml.YAMLError:
         return text
 

@@ -24,7 +24,7 @@ class OptimizerConfig:
         "LARS: its momentum sums steps (the paper, SimCLR), or gradients that lr multiplies after (Barlow Twins).",
     )
     trust_coefficient: float = option(0.001, "LARS: |weight| / |gradient| is multiplied by it.", low=0.0)
-    betas: tuple[float, float] = option((0.9, 0.999), "Averages of AdamW and LAMB.", low=0.0, high=1.0)
+    betas: tuple[float, float] = option((0.9, 0.999), "Averages of AdamW and LAMB.", low=0.0, high=0.999999)
     schedule: Literal["cosine", "constant"] = option("cosine", "What follows the warm-up.")
     warmup_steps: int = option(100, "Steps of linear warm-up, at most a tenth of the run.", low=0)
     decay_steps: int = option(

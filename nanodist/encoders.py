@@ -98,6 +98,19 @@ def create_trunk(name: str, seed: int, pretrained: bool = False, **options: Any)
             raise UserError(f"timm cannot make '{name}' with {options or 'its defaults'}: {reason}") from None
 
 
+def output_width(trunk: nn.Module, size_px: int) -> int:
+    """Length of what ``trunk`` makes of a view of ``size_px`` pixels: of some of timm's, not their ``num_features``."""
+    training, device = trunk.training, next(trunk.parameters()).device
+    try:
+        with torch.no_grad():
+            return int(trunk.eval()(torch.zeros(1, 1, size_px, size_px, device=device)).shape[-1])
+    except (AssertionError, RuntimeError, TypeError, ValueError):
+        # A size that it does not take is said where the model is counted, and before the first step.
+        return int(getattr(trunk, "head_hidden_size", None) or trunk.num_features)  # type: ignore[arg-type]
+    finally:
+        trunk.train(training)
+
+
 def normalise(images: Tensor, spec: EncoderSpec) -> Tensor:
     """``images`` (n, 1, H, W) in [0, 1] on the scale that the trunk expects."""
     if spec.normalise == "store":

@@ -17,12 +17,12 @@ DAMAGED = (KeyError, ValueError, TypeError, AttributeError, RuntimeError)
 # Larger than any option of a trunk that somebody trains, such as channels, depth or image side in pixels.
 MOST = 65536
 # Arguments of timm.create_model that load files or fetch them.
-_FETCHING = {"pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
+FETCHING = {"pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
 
 
 def refuse_options(options: dict[str, Any], where: str | Path) -> None:
     """Raise ``UserError`` where ``options`` of a trunk, out of the file ``where``, load other files or are gigantic."""
-    fetching = sorted(_FETCHING & options.keys())
+    fetching = sorted(FETCHING & options.keys())
     if fetching:
         raise UserError(
             f"{where}: trunk option '{fetching[0]}' is not allowed in a file of weights, as it loads others"

@@ -41,12 +41,15 @@ def run(options: argparse.Namespace) -> int:
     """Print what was predicted and proposed."""
     import json
 
+    from hpc.errors import UserError
     from nanodist.pretrain.planning import Planner, as_written, propose, with_checkpointing
     from nanodist.pretrain.recipe import load_recipe
 
     _check(options)
     recipe = load_recipe(options.recipe, options.overrides)
     _check_ranks(recipe, options.gpus)
+    if recipe.engine.zero_stage == 3:
+        raise UserError("ZeRO 3 gathers weights in the middle of a step, which is not predicted; plan stages 0 to 2")
     planner = Planner(recipe, options.gpus)
     limit = int(options.gpu_memory * GIB)
     written = as_written(planner)

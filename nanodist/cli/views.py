@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 
@@ -28,12 +29,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Draw each sample's tile and, beside it, both views as they were at the step."""
     from hpc.errors import UserError
+    from nanodist.pretrain.data import tiles_of
     from nanodist.pretrain.recipe import load_recipe
-    from nanodist.shards import Store, make_order
+    from nanodist.shards import make_order
     from nanodist.views.replay import caption, replay, write_replays
 
     recipe = load_recipe(options.recipe, options.overrides)
-    store = Store.open(options.store)
+    if recipe.data.mix:
+        raise UserError(
+            "data.mix: views are drawn again of one store; replay its sample with data.mix=[] and that store"
+        )
+    # The part and the manifest that the run was trained on.
+    store = tiles_of(replace(recipe, data=replace(recipe.data, store=options.store)))
     order = make_order(store, recipe.seed, recipe.train.global_batch_size, recipe.data.window_mb)
     steps, positives = recipe.train.total_steps(len(store)), recipe.data.positives == "group"
     step, keys = options.step, options.sample

@@ -11,7 +11,7 @@ from hpc.batch_norm import Layout, convert
 from hpc.checkpoint.foreign import read_deepspeed
 from hpc.errors import UserError
 from hpc.seeding import key
-from nanodist.encoders import EncoderSpec, create_trunk, load_encoder, normalise, timm_encoder
+from nanodist.encoders import EncoderSpec, create_trunk, load_encoder, normalise, output_width, timm_encoder
 from nanodist.heads import build_projector
 from nanodist.pretrain.recipe import PretrainRecipe
 from nanodist.weights import FROM_TIMM
@@ -106,7 +106,7 @@ def build_model(recipe: PretrainRecipe, spec: EncoderSpec, layout: Layout) -> Tw
     if recipe.init_from:
         _warm_start(trunk, recipe.init_from, spec, recipe.init_trust)
     projector = build_projector(
-        int(trunk.num_features),  # type: ignore[arg-type]
+        output_width(trunk, recipe.views.size_px),
         recipe.projector,
         key(recipe.seed, "projector") % 2**63,
     )
@@ -122,10 +122,14 @@ def build_model(recipe: PretrainRecipe, spec: EncoderSpec, layout: Layout) -> Tw
 def refuse_unkeyed_randomness(trunk: nn.Module, name: str) -> None:
     """Raise a ``UserError`` where ``trunk`` drops at random: the draws would depend on the machine."""
     for where, part in trunk.named_modules():
-        rate = getattr(part, "drop_prob", 0.0) or (part.p if isinstance(part, nn.modules.dropout._DropoutNd) else 0.0)
-        if rate:
+        # timm's names of rates: DropPath and DropBlock, dropout before the classifier, PatchDropout.
+        rates = [getattr(part, rate, 0.0) for rate in ("drop_prob", "drop_rate", "prob")]
+        rates += [part.p] if isinstance(part, nn.modules.dropout._DropoutNd) else []
+        rate = next((rate for rate in rates if isinstance(rate, (int, float)) and rate > 0), None)
+        if rate is not None:
+            place = f"in '{where}'" if where else "before its head"
             raise UserError(
-                f"trunk '{name}' drops at random in '{where}' (rate {rate}), which would depend on the machine; "
+                f"trunk '{name}' drops at random {place} (rate {rate}), which would depend on the machine; "
                 "set its drop rates to 0 in encoder.trunk_options"
             )
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hpc.errors import UserError
-from nanodist.encoders import create_trunk
+from nanodist.encoders import create_trunk, output_width
 from nanodist.heads import build_projector
 from nanodist.pretrain.recipe import PretrainRecipe
 
@@ -56,7 +56,7 @@ def model_size(recipe: PretrainRecipe) -> Size:
     """
     with torch.device("meta"):
         trunk = create_trunk(recipe.encoder.trunk, 0, **recipe.encoder.trunk_options)
-        projector = build_projector(int(trunk.num_features), recipe.projector, 0)  # type: ignore[arg-type]
+        projector = build_projector(output_width(trunk, recipe.views.size_px), recipe.projector, 0)
     model = nn.Sequential(trunk, projector)
     if recipe.encoder.checkpointing and hasattr(trunk, "set_grad_checkpointing"):
         trunk.set_grad_checkpointing(True)  # type: ignore[operator]

@@ -14,6 +14,7 @@ from hpc.tracking import TrackingConfig
 from hpc.world_sizes import legal_world_sizes
 from nanodist import recipes
 from nanodist.encoders import EncoderSpec, Look, Pooling
+from nanodist.fitting import FETCHING, MOST
 from nanodist.heads import ProjectorConfig
 from nanodist.objectives import ObjectiveConfig
 from nanodist.views import ViewsConfig
@@ -81,12 +82,17 @@ class EncoderConfig:
     )
 
     def check(self) -> None:
-        """Raise ``ValueError`` for a look that cannot be."""
+        """Raise ``ValueError`` for a look or a trunk option that no checkpoint could be loaded with."""
         for scale, crop_px, symmetries in self.looks or []:
-            if scale <= 0 or crop_px < 0 or not 1 <= symmetries <= 8:
-                raise ValueError(
-                    f"look [{scale}, {crop_px}, {symmetries}] wants scale > 0, crop_px >= 0, symmetries 1-8"
-                )
+            if not (1 / 64 <= scale <= 64 and 0 <= crop_px <= MOST and 1 <= symmetries <= 8):
+                bounds = f"scale 1/64 to 64, crop_px 0 to {MOST}, symmetries 1-8"
+                raise ValueError(f"look [{scale}, {crop_px}, {symmetries}] wants {bounds}")
+        fetching = sorted(FETCHING & self.trunk_options.keys())
+        if fetching:
+            raise ValueError(f"trunk_options: '{fetching[0]}' loads weights; give them by init_from (timm:NAME@FILE)")
+        other = sorted({"name", "seed", "in_chans", "num_classes"} & self.trunk_options.keys())
+        if other:
+            raise ValueError(f"trunk_options: '{other[0]}' is set by the recipe itself; leave it out")
 
 
 @dataclass(frozen=True)

@@ -233,7 +233,25 @@ def _pixel_sizes(store: Tiles, recipe: PretrainRecipe) -> npt.NDArray[np.float64
             f"views.crop_nm: {len(unknown)} of {len(store)} tiles of {store.path} have no pixel size, such as "
             f"{store.keys[int(unknown[0])]}; set views.crop_px or crop_share instead"
         )
+    if recipe.views.crop_nm is not None and recipe.data.positives == "group":
+        _check_partners(store, sizes)
     return sizes
+
+
+def _check_partners(store: Tiles, sizes: npt.NDArray[np.float64]) -> None:
+    """Raise ``UserError`` where a group has tiles of two scales: both views are cut by the first tile's pixel size."""
+    order = np.argsort(store.group_codes, kind="stable")
+    starts = np.flatnonzero(np.diff(store.group_codes[order], prepend=-1))
+    least, most = (each.reduceat(sizes[order], starts) for each in (np.minimum, np.maximum))
+    apart = np.flatnonzero((most > 1.01 * least).any(1))
+    if len(apart):
+        at = int(apart[0])
+        key = store.keys[int(order[starts[at]])]
+        raise UserError(
+            f"views.crop_nm with data.positives=group: tiles of one group, such as that of {key}, have "
+            f"{least[at].min():g} to {most[at].max():g} nm a pixel; pack them at one size (--pixel-size-nm), or set "
+            "data.positives=image"
+        )
 
 
 def _spec(store: Tiles, recipe: PretrainRecipe, sizes: npt.NDArray[np.float64]) -> EncoderSpec:

@@ -135,12 +135,13 @@ class ViewsConfig:
         low, high = self.crop_bounds()
         middle = (low * high) ** 0.5
         if self.crop_share is not None:
-            return middle * min(height, width)
-        if self.crop_nm is None:
-            return middle
-        if pixel_size_nm is None:
-            raise ValueError("crop_nm needs the pixel size of the tiles")
-        return middle / pixel_size_nm
+            middle *= min(height, width)
+        elif self.crop_nm is not None:
+            if pixel_size_nm is None:
+                raise ValueError("crop_nm needs the pixel size of the tiles")
+            middle /= pixel_size_nm
+        # A crop is never larger than its tile.
+        return min(middle, height, width)
 
     def crop_bounds(self) -> tuple[float, float]:
         """The range of the crop's side, in the unit that it is given in."""

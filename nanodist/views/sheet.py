@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from hpc import atomic
+from hpc.errors import UserError
 from hpc.seeding import permutation
 from nanodist.pixels import to_unit
 from nanodist.shards.windows import Tiles
@@ -41,12 +42,20 @@ def write_view_sheet(
     chosen = list(samples) if samples is not None else permutation(len(store), seed, "sheet")[:count].tolist()
     columns = []
     for i in chosen:
-        tile = store.read(i)
+        try:
+            tile = store.read(i)
+        except UserError:
+            if samples is not None:
+                raise
+            # Whether a damaged tile ends a run is for its loader to say, which may put another in its place.
+            continue
         known = store.pixel_size_nm[[i]]
         pixels = torch.tensor(tile[None])
         both = (make_view(pixels, config, seed, [epoch], [store.keys[i]], view, known) for view in (0, 1))
         cells = [_resized(to_unit(tile), config.size_px), *(view[0, 0].numpy() for view in both)]
         columns.append(np.concatenate([np.pad(cell, 2, constant_values=1.0) for cell in cells]))
+    if not columns:
+        return
     sheet = (np.concatenate(columns, axis=1) * 255).round().astype(np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(sheet).save(buffer, "PNG")

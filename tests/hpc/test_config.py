@@ -51,7 +51,10 @@ def test_overrides_and_round_trip():
         ("steps=true", "'steps' must be a whole number"),
         ("fast=1", "'fast' must be true or false"),
         ("inner.lr=-1", "'inner.lr' is -1.0; it must be at least 0.0"),
-        ("inner.lr=nan", "'inner.lr' must be a number, not nan"),
+        ("inner.lr=nan", "'inner.lr' must be a finite number, not nan"),
+        ("inner.lr=.inf", "'inner.lr' must be a finite number, not inf"),
+        ("name=[a]", "'name' is ['a']; allowed: a, b"),
+        ("name=2024-13-45", "'name' is '2024-13-45'; allowed: a, b"),
         ("inner.widths=3", "'inner.widths' must be a list"),
         ("inner.widths=[0]", "'inner.widths[0]' is 0; it must be at least 1"),
         ("inner.pair=[1]", "must have 2 values, not 1"),
@@ -72,6 +75,15 @@ def test_bad_yaml_names_the_line():
         config.parse_yaml("a: 1\nb: [", "recipe x")
     with pytest.raises(UserError, match="must hold keys and values"):
         config.parse_yaml("- 1", "recipe x")
+    with pytest.raises(UserError, match=r"recipe x is not valid YAML: key 'a' stands twice.*line 3"):
+        config.parse_yaml("a: {b: 1}\nc: 2\na: {b: 3}", "recipe x")
+    assert config.parse_yaml("base: &x {a: 1}\nc: {<<: *x, b: 2}\nd: 2024-05-01", "x")["d"] == "2024-05-01"
+
+
+def test_a_file_in_another_encoding_is_named(tmp_path):
+    (tmp_path / "r.yaml").write_bytes("name: \xb5".encode("latin-1"))
+    with pytest.raises(UserError, match=r"recipe .*r\.yaml is not UTF-8"):
+        config.read_yaml(tmp_path / "r.yaml", "recipe")
 
 
 def test_how_is_not_in_the_fingerprint_and_what_is():

@@ -11,6 +11,7 @@ from nanodist.encoders import EncoderSpec, create_trunk, random_encoder
 from nanodist.export.weights import export_timm
 from nanodist.pretrain.data import identity
 from nanodist.pretrain.model import build_model
+from nanodist.pretrain.preflight_needs import model_size
 from nanodist.pretrain.recipe import PretrainRecipe, load_recipe, packaged_recipes
 
 BASE = ["encoder.trunk=resnet10t", "projector.widths=[16, 8]", "train.channels_last=false"]
@@ -110,10 +111,41 @@ def test_warm_start_by_name_asks_timm_for_its_weights(monkeypatch):
     assert torch.equal(model["trunk.conv1.0.weight"], donor.state_dict()["conv1.0.weight"])
 
 
-@pytest.mark.parametrize("options", ["{drop_path_rate: 0.1}", "{drop_rate: 0.2}"])
-def test_randomness_that_is_not_keyed_is_refused(options):
+@pytest.mark.parametrize(
+    ("trunk", "options"),
+    [
+        ("convnext_atto", "{drop_path_rate: 0.1}"),
+        ("convnext_atto", "{drop_rate: 0.2}"),
+        ("resnet10t", "{drop_rate: 0.2}"),
+        ("test_vit", "{patch_drop_rate: 0.3}"),
+    ],
+)
+def test_randomness_that_is_not_keyed_is_refused(trunk, options):
     with pytest.raises(UserError, match="drops at random"):
-        _model("encoder.trunk=convnext_atto", f"encoder.trunk_options={options}")
+        _model(f"encoder.trunk={trunk}", f"encoder.trunk_options={options}")
+
+
+@pytest.mark.parametrize("trunk", ["mobilenetv3_small_050", "lcnet_035", "test_resnet"])
+def test_the_projector_takes_what_the_trunk_gives(trunk):
+    """Some of timm's trunks end in a layer that is wider than ``num_features``."""
+    model = _model(f"encoder.trunk={trunk}", "views.size_px=64")
+    assert model.training
+    assert all(z.shape == (4, 8) for z in model(torch.rand(2, 4, 1, 64, 64)))
+    assert model_size(_recipe(f"encoder.trunk={trunk}", "views.size_px=64")).unknown == ""
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("encoder.trunk_options={checkpoint_path: w.pth}", "'checkpoint_path' loads weights; give them by init_from"),
+        ("encoder.trunk_options={pretrained: true}", "'pretrained' loads weights"),
+        ("encoder.trunk_options={seed: 3}", "'seed' is set by the recipe itself"),
+        ("encoder.looks=[[0.01, 0, 8]]", "scale 1/64 to 64"),
+    ],
+)
+def test_an_encoder_that_could_not_be_loaded_again_is_refused(override, said):
+    with pytest.raises(UserError, match=said):
+        _recipe(override)
 
 
 @pytest.mark.parametrize("name", packaged_recipes())

@@ -154,6 +154,7 @@ def test_speed_is_measured_where_the_device_is(capsys):
         (["--gpus", "0", "--gpu-memory", "80"], "--gpus is 0"),
         (["--gpus", "2", "--gpu-memory", "-1"], "--gpu-memory"),
         (["--gpu-memory", "80", "--reserve", "1.5"], "--reserve"),
+        (["--gpu-memory", "80", "engine.zero_stage=3"], "plan stages 0 to 2"),
     ],
 )
 def test_mistakes_are_named(capsys, arguments, part):

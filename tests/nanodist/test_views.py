@@ -366,6 +366,8 @@ def test_a_preset_gives_way_and_mistakes_are_named():
     assert recipes.build(ViewsConfig, {"crop_share": [0.25, 1.0]}).mean_crop_px(100, 200) == pytest.approx(50)
     nm = recipes.build(ViewsConfig, {"crop_nm": [25, 100]})
     assert nm.mean_crop_px(100, 200, 2.0) == pytest.approx(25)
+    # A crop is no larger than its tile, so that its scale is that of the views.
+    assert recipes.build(ViewsConfig, {"crop_px": [256, 256]}).mean_crop_px(128, 160) == 128
     with pytest.raises(ValueError, match="pixel size"):
         nm.mean_crop_px(100, 200)
 

@@ -6,11 +6,16 @@ import torch
 from PIL import Image
 
 from hpc.errors import UserError
+from hpc.seeding import permutation
 from nanodist.cli import main
 from nanodist.pretrain.recipe import load_recipe
+from nanodist.pretrain.task import _check_partners
 from nanodist.shards import GroupPartners, Loader, Order, PackOptions, Store, pack
+from nanodist.shards.splits import split
+from nanodist.shards.store import SampleError
 from nanodist.views import make_view
 from nanodist.views.replay import replay, steps_of
+from nanodist.views.sheet import write_view_sheet
 
 OVERRIDES = ["train.global_batch_size=8", "train.steps=12", "views.size_px=24", "views.crop_px=[20, 30]", "seed=5"]
 
@@ -112,6 +117,50 @@ def test_command_without_a_sample_shows_the_batch(folder, store, tmp_path, capsy
     said = capsys.readouterr().out
     expected = [store.keys[i] for i in Order(len(store), 5, 8).arrays(1)[1][:4]]
     assert [line.split(",")[0] for line in said.splitlines()[:4]] == expected
+
+
+def test_command_shows_the_part_that_was_trained_on(folder, store, tmp_path, capsys):
+    words = [
+        "views",
+        str(folder / "store"),
+        *OVERRIDES,
+        "data.split=train",
+        "--step",
+        "1",
+        "--out",
+        str(tmp_path / "a.png"),
+    ]
+    assert main(words) == 0
+    part = store.subset(split(store, 0.3)["train"])
+    expected = [part.keys[i] for i in Order(len(part), 5, 8).arrays(0)[1][:6]]
+    assert [line.split(",")[0] for line in capsys.readouterr().out.splitlines()[:6]] == expected
+
+
+def test_the_sheet_of_a_run_leaves_out_a_damaged_tile(store, tmp_path, monkeypatch):
+    """With ``data.corrupt=replace`` it is the loader's to put another in its place."""
+    config = load_recipe("simclr", OVERRIDES).views
+    write_view_sheet(store, config, 5, tmp_path / "whole.png")
+    damaged, read = int(permutation(len(store), 5, "sheet")[2]), store.read
+
+    def broken(i):
+        if i == damaged:
+            raise SampleError(store.folder, "key", "damaged")
+        return read(i)
+
+    monkeypatch.setattr(store, "read", broken)
+    write_view_sheet(store, config, 5, tmp_path / "seven.png")
+    whole, seven = (Image.open(tmp_path / f"{name}.png").width for name in ("whole", "seven"))
+    assert seven * 8 == whole * 7
+    with pytest.raises(SampleError):
+        write_view_sheet(store, config, 5, tmp_path / "asked.png", [damaged])
+
+
+def test_partners_of_two_scales_are_not_cut_by_one_pixel_size(store):
+    sizes = np.ones((len(store), 2))
+    _check_partners(store, sizes)
+    sizes[4] = 4.0
+    with pytest.raises(UserError, match=r"tiles of one group, such as that of .*, have 1 to 4 nm a pixel"):
+        _check_partners(store, sizes)
 
 
 def test_command_says_what_is_wrong_and_leaves_nothing(folder, tmp_path, capsys):
