@@ -124,6 +124,9 @@ def _segmented_first(args: argparse.Namespace, options: Options, request: Reques
     from nanodist.morphology.run import measure_files, refuse
 
     refuse(args.out, request)
+    gone = next((path for path in args.masks if not path.exists()), None)
+    if gone is not None:
+        raise UserError(f"{gone} does not exist; give micrographs, or folders of them")
     torch.set_num_threads(threads_of_rank(1))
     loaded = load_segmenter(args.run, args.faint)
     specimens = {str(path): [path] for path in args.masks if path.is_dir()}

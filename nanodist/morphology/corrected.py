@@ -12,6 +12,7 @@ from nanodist.shards.mask_codings import new_mask_folder, write_mask
 from nanodist.shards.masks import stem_of
 
 ROI_FILES = (".zip", ".roi", ".csv")
+_ENDING = re.compile(r"(\.rois?)?\.(zip|roi|csv)$", re.IGNORECASE)
 _LINES = ".centre-lines.csv"  # of ``nanodist measure --rois``, which are no areas
 # What a mask has at the end of its image's name.
 _MASKS = (".mask", ".instances", ".labels")
@@ -70,8 +71,11 @@ def _of_image(stem: str) -> str:
 
 
 def _image_of(path: Path, known: dict[str, list[Path]], images: Path) -> Path:
-    stem = _of_image(path.name[: -len(path.suffix)].removesuffix(".rois"))
-    found = known.get(stem) or known.get(_NUMBERED.sub("", stem)) or []
+    stem = _ENDING.sub("", path.name)
+    # Sets are named after images with their ending too.
+    stems = [_of_image(each) for each in (stem, stem_of(stem))]
+    stems += [_NUMBERED.sub("", each) for each in stems]
+    found = next((known[each] for each in stems if each in known), [])
     if len(found) != 1:
         what = "has no image of that name" if not found else f"has {len(found)} images of that name"
         raise UserError(f"{path}: {images} {what}; give the ROI set the name of its image")

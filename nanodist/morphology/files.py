@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from scipy import ndimage
 
 from hpc.errors import UserError
 from nanodist.micrographs import count_micrographs, is_named_like_one, read_micrograph
+from nanodist.micrographs.tiff import TIFF_MAGIC
 
 MEANINGS = ("auto", "mask", "labels", "layers")
 INSTANCES = ".instances.tif"
@@ -159,18 +161,39 @@ def _layers(path: Path, pages: int, pixel_size_nm: float | None) -> tuple[npt.ND
     if pages * height * width > 2**32:
         raise UserError(f"{path} has {pages} layers of {height} x {width} pixels, more than are read: give labels")
     layers = np.zeros((pages, height, width), bool)
-    with tifffile.TiffFile(path) as tif:
-        for number, page in enumerate(tif.pages[:pages]):
-            try:
-                pixels = page.asarray()
-            except Exception as error:  # tifffile raises nearly everything on damaged files
-                raise UserError(f"{path}, page {number}: damaged ({error}); save it again, or leave it out") from None
+    with _opened_once(path, pages) as tif:
+        for number in range(pages):
+            pixels = _page(path, number, tif)
             if pixels.shape != (height, width) or len(np.unique(pixels)) > 2:
                 raise UserError(
                     f"{path}, page {number}: a layer holds one object as 0 and one other value, all of one size"
                 )
             layers[number] = pixels > 0
     return layers, pixel_size_nm or _square(first.pixel_size_nm, path)
+
+
+@contextmanager
+def _opened_once(path: Path, pages: int) -> Iterator[tifffile.TiffFile | None]:
+    """A TIFF whose pages are its layers; ``None`` for other stacks, such as MRC, gzip or many layers in one page.
+
+    Those are read layer by layer, which opens the file anew for each: minutes for some hundred layers.
+    """
+    with open(path, "rb") as file:
+        is_tiff = file.read(4) in TIFF_MAGIC
+    if not is_tiff:
+        yield None
+        return
+    with tifffile.TiffFile(path) as tif:
+        yield tif if len(tif.pages) == pages else None
+
+
+def _page(path: Path, number: int, tif: tifffile.TiffFile | None) -> npt.NDArray[Any]:
+    try:
+        return read_micrograph(path, number).pixels if tif is None else tif.pages[number].asarray()
+    except UserError as error:
+        raise UserError(f"{path}, page {number} {str(error).removeprefix(f'{path} ')}") from None
+    except Exception as error:  # tifffile raises nearly everything on damaged files
+        raise UserError(f"{path}, page {number}: damaged ({error}); save it again, or leave it out") from None
 
 
 def _square(size: tuple[float, float] | None, path: Path) -> float | None:

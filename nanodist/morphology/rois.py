@@ -158,13 +158,13 @@ def read_napari(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.bool_]:
             raise UserError(f"{path} has more than {_LARGEST_FILE // 2**20} MiB; it is no set of shapes")
         with open(path, newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-        axes = sorted((name for name in rows[0] if name.startswith("axis-")), key=lambda name: int(name[5:]))
+        axes = sorted((name for name in (rows or [{}])[0] if name.startswith("axis-")), key=lambda name: int(name[5:]))
         corners: dict[tuple[int, str], list[tuple[float, float]]] = {}
         for row in rows:
             y, x = (float(row[name]) for name in axes[-2:])
             corners.setdefault((int(row["index"]), row["shape-type"]), []).append((y, x))
         planes = {tuple(float(row[name]) for name in axes[:-2]) for row in rows}
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} cannot be read as napari's CSV of shapes ({error}): save the layer again") from None
     flat = next((f"{kind} {index}" for (index, kind), at in corners.items() if not _is_area(kind, at)), None)
     if not corners or len(corners) > _MOST_ROIS or flat:

@@ -18,6 +18,7 @@ from nanodist.morphology import figures, rois, tables
 from nanodist.morphology.files import Skipped, Source, gather, read_mask, values_in
 from nanodist.morphology.measure import Measurement, Options, measure
 from nanodist.morphology.specimens import compare, summarise
+from nanodist.shards.masks import stem_of
 
 Rows = list[dict[str, Any]]
 
@@ -117,8 +118,10 @@ def measure_files(
             bar.update()
         bar.close()
         if request.value is not None and found.images and not any(row["coverage"] for row in found.images):
-            seen = f"{sources[0].path} has {values_in(sources[0].path)}"
-            raise UserError(f"--class {request.value}: none of the {len(sources)} files has such a pixel; {seen}")
+            unreadable = {one.path for one in skipped}
+            first = next(source.path for source in sources if source.path not in unreadable)
+            which = f"none of the {len(found.images)} files that can be read has such a pixel"
+            raise UserError(f"--class {request.value}: {which}; {first} has {values_in(first)}")
         if not found.images:
             more = f" (and {len(skipped) - 1} files more)" if len(skipped) > 1 else ""
             raise UserError(f"nothing could be measured: {next(s for s in skipped if s.error).reason}{more}")
@@ -146,7 +149,7 @@ def _one(source: Source, root: Path, options: Options, request: Request, found: 
 
 def _stem(source: Source, number: int) -> str:
     """A file name of its own for each image."""
-    return f"{number:05d}-" + source.name.replace("/", "-").removesuffix(source.path.suffix)
+    return f"{number:05d}-" + stem_of(source.name.replace("/", "-"))
 
 
 def _save(path: Path, data: bytes) -> None:

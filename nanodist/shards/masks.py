@@ -21,7 +21,9 @@ MASK_SUFFIX = "mask.png"
 # A class counts as the label of a tile from this share of its pixels on.
 LEAST_SHARE = 0.01
 _MOST_LISTED = 64
-_LABELS = re.compile(r"(?:\d{5}-)?(.+)\.labels$")
+# What ``nanodist measure --rois`` writes of ``x.png``, of a mask ``x.mask.png``, and of layers ``x.instances.tif``.
+_LABELS = re.compile(r"(.+?)(?:\.mask|_mask|\.instances)?\.labels$")
+_NUMBERED = re.compile(r"^\d{5}-(.+)$")
 
 
 def find_masks(specs: Sequence[str], sources: Sequence[Source]) -> dict[Path, Path]:
@@ -29,12 +31,13 @@ def find_masks(specs: Sequence[str], sources: Sequence[Source]) -> dict[Path, Pa
 
     Args:
         specs: ``FOLDER=MASKS`` (the mask of ``FOLDER/a/x.tif`` is ``MASKS/a/x.*``, ``x.mask.*``, ``x_mask.*`` or, as
-            ``nanodist measure --rois`` writes, ``00001-x.labels.*``; the last folder of that name is meant) or
-            ``FILE.csv:COLUMN`` (paths from the CSV's folder); of several, the first that has one counts.
+            ``nanodist measure --rois`` writes, ``x.labels.*`` or ``00001-x.labels.*``, where there is none of those
+            before; the last folder of that name is meant) or ``FILE.csv:COLUMN`` (paths from the CSV's folder); of
+            several, the first that has one counts.
         sources: what is packed.
 
     Raises:
-        UserError: a spec that is none, that fits nothing, or a mask that is not there.
+        UserError: a spec that is none, that fits nothing, a mask that is not there, or two label images of one name.
     """
     found: dict[Path, Path] = {}
     for spec in specs:
@@ -65,7 +68,7 @@ def _from_folders(spec: str, sources: Sequence[Source]) -> dict[Path, Path]:
     if not separator or not images or not masks or images == masks:
         raise UserError(f"--masks is '{spec}'; it must be FOLDER=MASKS, such as images=masks, or FILE.csv:COLUMN")
     matches = {}
-    folders: dict[Path, dict[str, Path]] = {}
+    folders: dict[Path, list[dict[str, list[Path]]]] = {}
     for source in sources:
         parts = source.path.parts
         places = [i for i, part in enumerate(parts[:-1]) if part == images]
@@ -74,26 +77,29 @@ def _from_folders(spec: str, sources: Sequence[Source]) -> dict[Path, Path]:
         folder = Path(*parts[: places[-1]], masks, *parts[places[-1] + 1 : -1])
         if folder not in folders:
             folders[folder] = _by_image(sorted(folder.iterdir()) if folder.is_dir() else [])
-        mask = folders[folder].get(stem_of(source.path.name))
-        if mask is not None:
-            matches[source.path] = mask
+        name = stem_of(source.path.name)
+        found = next((kind[name] for kind in folders[folder] if name in kind), [])
+        if len(found) > 1:
+            raise UserError(f"{found[0]} and {found[1]} would both be the mask of '{name}': leave one out")
+        if found:
+            matches[source.path] = found[0]
     return matches
 
 
-def _by_image(files: Sequence[Path]) -> dict[str, Path]:
-    """Masks by the names of their images; those that ``measure --rois`` numbers give way to any other.
-
-    Raises:
-        UserError: two of these are of one name.
-    """
-    named = [f for f in files if f.name.lower().endswith(SUFFIXES)]
-    numbered: dict[str, Path] = {}
-    for file in named:
-        if found := _LABELS.match(stem_of(file.name)):
-            other = numbered.setdefault(found[1], file)
-            if other != file:
-                raise UserError(f"{other} and {file} would both be the mask of '{found[1]}': leave one out")
-    return numbered | {stem_of(f.name).removesuffix(".mask").removesuffix("_mask"): f for f in named}
+def _by_image(files: Sequence[Path]) -> list[dict[str, list[Path]]]:
+    """Masks by the names of their images, in the order in which they count: plain names, labels, numbered labels."""
+    plain: dict[str, list[Path]] = {}
+    labels: dict[str, list[Path]] = {}
+    numbered: dict[str, list[Path]] = {}
+    for file in (f for f in files if f.name.lower().endswith(SUFFIXES)):
+        stem = stem_of(file.name)
+        plain[stem.removesuffix(".mask").removesuffix("_mask")] = [file]
+        if found := _LABELS.match(stem):
+            labels.setdefault(found[1], []).append(file)
+            # An image may itself have a name that begins like this.
+            if number := _NUMBERED.match(found[1]):
+                numbered.setdefault(number[1], []).append(file)
+    return [plain, labels, numbered]
 
 
 def stem_of(name: str) -> str:

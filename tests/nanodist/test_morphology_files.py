@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from PIL import Image
 
 from hpc.errors import UserError
 from nanodist.cli import main
+from nanodist.downstream.segment import predict
 from nanodist.downstream.segment.predict import mask_tiff
 from nanodist.morphology.files import read_mask
 from nanodist.shards import Store
@@ -159,7 +161,12 @@ def test_an_image_without_a_class_has_none_of_it(tmp_path, capsys):
     assert [float(row["coverage"]) for row in _rows(tmp_path / "out" / "images.csv")] == [100 / 1600, 0, 0, 0]
     assert main([*line, str(tmp_path / "no"), "--class", "3"]) == 2 and not (tmp_path / "no").exists()
     error = capsys.readouterr().err
-    assert "--class 3: none of the 4 files has such a pixel" in error and "has the values 1, 2" in error
+    assert "--class 3: none of the 4 files that can be read has such a pixel" in error
+    assert f"{tmp_path / '0.png'} has the values 1, 2" in error
+    # The values are those of the first file that can be read.
+    (tmp_path / "0.png").write_bytes(b"no picture")
+    assert main([*line, str(tmp_path / "no"), "--class", "3"]) == 2
+    assert f"none of the 3 files that can be read has such a pixel; {tmp_path / '1.png'}" in capsys.readouterr().err
 
 
 def test_a_sliver_at_the_border_of_a_large_mask_is_drawn(tmp_path):
@@ -188,6 +195,20 @@ def test_a_damaged_layer_is_named_and_the_others_are_measured(tmp_path, capsys):
     assert main(["measure", *files, "--out", str(tmp_path / "out")]) == 1
     assert f"{files[0]}, page 2: damaged" in capsys.readouterr().err
     assert [row["image"] for row in _rows(tmp_path / "out" / "images.csv")] == ["good.png"]
+    with gzip.open(tmp_path / "packed.tif.gz", "wb") as file:
+        file.write((tmp_path / "layers.tif").read_bytes())
+    with pytest.raises(UserError, match=r"packed\.tif\.gz, page 2 is a damaged or truncated TIFF file"):
+        read_mask(tmp_path / "packed.tif.gz")
+
+
+def test_layers_that_are_no_pages_of_a_plain_tiff(tmp_path):
+    """Of one page that stands for the stack, and of a file that is packed as a whole."""
+    layers = np.stack(_wires((20, 20, 60, 30, 8.0), (30, 60, 90, 70, 8.0), (30, 90, 90, 100, 8.0)))
+    tifffile.imwrite(tmp_path / "one.tif", layers.astype(np.uint8), photometric="minisblack", truncate=True)
+    with gzip.open(tmp_path / "packed.tif.gz", "wb") as file:
+        file.write((tmp_path / "one.tif").read_bytes())
+    for name in ("one.tif", "packed.tif.gz"):
+        np.testing.assert_array_equal(read_mask(tmp_path / name)[0], layers)
 
 
 def test_what_pixels_mean(tmp_path):
@@ -281,6 +302,9 @@ def test_rois_go_to_imagej_and_come_back(tmp_path, capsys):
     )
     with pytest.raises(UserError, match="'rectangle 0' covers no pixel of an image of 120 x 120"):
         read_napari(tmp_path / "m.csv", SHAPE)
+    (tmp_path / "m.csv").write_text(head)
+    with pytest.raises(UserError, match="holds 0 shapes; give 1 to"):
+        read_napari(tmp_path / "m.csv", SHAPE)
     with pytest.raises(UserError, match="'path 0', which is no area"):
         read_napari(folder / "00001-m.centre-lines.csv", SHAPE)
     (tmp_path / "bad.zip").write_bytes(b"no zip")
@@ -308,6 +332,40 @@ def test_corrected_masks_find_their_images(tmp_path):
         (tmp_path / "rois" / "00001-w_1.5um.labels.tif").read_bytes()
     )
     assert main([*pack, "--masks", "images=rois", "--out", str(tmp_path / "twice")]) == 2
+
+
+def test_what_is_written_of_a_packed_mask_has_its_name(tmp_path):
+    tifffile.imwrite(tmp_path / "m.tif", _wires((30, 30, 90, 80, 7.0))[0].astype(np.uint8))
+    with gzip.open(tmp_path / "m.tif.gz", "wb") as file:
+        file.write((tmp_path / "m.tif").read_bytes())
+    assert main(["measure", str(tmp_path / "m.tif.gz"), "--out", str(tmp_path / "out")]) == 0
+    assert [path.name for path in (tmp_path / "out" / "overlays").iterdir()] == ["00001-m.png"]
+
+
+def test_a_folder_that_cannot_be_segmented_leaves_the_others(tmp_path, monkeypatch, capsys):
+    """The first of two; a folder that is not there is said before anything is segmented."""
+    segmented = []
+
+    def predict_masks(_loaded, paths, out):
+        segmented.append(paths[0].name)
+        if paths[0].name == "A":
+            raise UserError("none of the 3 files could be predicted")
+        _png(out / "masks" / "m.png", _wires((30, 30, 90, 80, 7.0))[0])
+        return {}
+
+    monkeypatch.setattr(predict, "load_segmenter", lambda *_: None)
+    monkeypatch.setattr(predict, "predict_masks", predict_masks)
+    a, b = tmp_path / "A", tmp_path / "B"
+    a.mkdir()
+    b.mkdir()
+    line = ["measure", "--no-overlays", "--out", str(tmp_path / "out"), "--run", "run"]
+    assert main([*line, str(a), str(b), str(tmp_path / "C")]) == 2 and segmented == []
+    assert f"{tmp_path / 'C'} does not exist" in capsys.readouterr().err
+    assert main([*line, str(a)]) == 2 and not (tmp_path / "out").exists()
+    assert main([*line, str(a), str(b)]) == 1
+    assert f"not measured: {a}: none of the 3 files" in capsys.readouterr().err
+    assert [row["specimen"] for row in _rows(tmp_path / "out" / "images.csv")] == [str(b)]
+    assert [row["file"] for row in _rows(tmp_path / "out" / "skipped.csv")] == [str(a)]
 
 
 def test_a_plain_install_measures(tmp_path):

@@ -14,6 +14,8 @@ from PIL import Image
 from hpc.errors import UserError
 from nanodist.cli import main
 from nanodist.shards import PackOptions, Store, pack, verify
+from nanodist.shards.masks import find_masks
+from nanodist.shards.sources import Source
 
 TILE = PackOptions(tile=32)
 
@@ -153,6 +155,29 @@ def test_masks_that_do_not_fit(folder, tmp_path, change, words):
     store = pack([folder / "one"], tmp_path / "store", PackOptions(tile=32, skip_bad=True), masks=["images=masks"])
     assert [e["source"] for e in store.manifest.dropped] == ["images/a.png"]
     assert str(tmp_path) not in json.dumps(store.manifest.dropped)
+
+
+def test_label_images_of_measure_give_way_to_masks_of_the_plain_name(tmp_path):
+    """And numbered ones to others; an image may have such a number itself."""
+    names = ("x", "v", "00001-y", "00002-y", "00004-z")
+    sources = [Source(tmp_path / "images" / f"{name}.tif", f"{name}.tif", name) for name in names]
+    (tmp_path / "rois").mkdir()
+
+    def found(*masks):
+        for mask in masks:
+            (tmp_path / "rois" / mask).touch()
+        return {image.stem: mask.name for image, mask in find_masks(["images=rois"], sources).items()}
+
+    expected = {"x": "00001-x.mask.labels.tif", "v": "00005-v.instances.labels.tif"}
+    expected |= {name: f"{name}.labels.tif" for name in names[2:]}
+    assert found(*expected.values()) == expected
+    with pytest.raises(UserError, match=r"00001-x.* and .*00002-x.* would both be the mask of 'x': leave one out"):
+        found("00002-x.labels.tif")
+    for better in ("x.labels.tif", "x.mask.png"):
+        assert found(better) == expected | {"x": better}
+    (tmp_path / "rois" / "x.mask.png").unlink()
+    with pytest.raises(UserError, match=r"x\.labels\.png and .*x\.labels\.tif would both be the mask of 'x'"):
+        found("x.labels.png")
 
 
 @pytest.mark.parametrize(
