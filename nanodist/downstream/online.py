@@ -21,7 +21,7 @@ from nanodist.downstream.linear import SoftmaxRegression
 from nanodist.downstream.metrics import balanced_accuracy, confusion_matrix
 from nanodist.downstream.neighbours import knn_predict, unit_rows
 from nanodist.encoders import Encoder, create_trunk
-from nanodist.pretrain.recipe import EvaluationConfig, PretrainRecipe
+from nanodist.pretrain.recipe import EvaluationConfig
 from nanodist.pretrain.task import PretrainTask
 from nanodist.shards import Store
 
@@ -85,6 +85,22 @@ class OnlineEvaluation:
         figures = {"eval_knn": float(np.mean(knn)), "eval_linear": float(np.mean(linear))}
         return {**figures, "score": -figures["eval_linear"]}
 
+    def try_one(self, task: PretrainTask) -> None:
+        """Embed a sample before anything is trained, rather than fail epochs later.
+
+        Raises:
+            UserError: the trunk does not take the store's tiles.
+        """
+        tile = self._store.read(int(self._samples[0]))
+        try:
+            self._copy(task).embed([tile])
+        except (AssertionError, RuntimeError) as error:
+            shape, reason = " x ".join(map(str, tile.shape)), " ".join(str(error).split())[:200]
+            raise UserError(
+                f"evaluation.store: trunk '{task.spec.trunk}' does not take tiles of {shape} px ({reason}); give "
+                "encoder.trunk_options={dynamic_img_size: true} where its size is fixed, or encoder.looks that suit it"
+            ) from None
+
     def _features(self, task: PretrainTask) -> npt.NDArray[np.float32]:
         """Embeddings of all samples that are used; each rank makes every world_size-th."""
         encoder = self._copy(task)
@@ -112,14 +128,17 @@ class OnlineEvaluation:
         return self._encoder
 
 
-def online_evaluation(recipe: PretrainRecipe, topology: Topology, draw: Draw | None = None) -> OnlineEvaluation | None:
-    """The evaluation that ``recipe`` asks for, or ``None``; ``draw`` as :class:`OnlineEvaluation` takes it.
+def online_evaluation(task: PretrainTask, draw: Draw | None = None) -> OnlineEvaluation | None:
+    """The evaluation that the recipe of ``task`` asks for, or ``None``; ``draw`` as :class:`OnlineEvaluation` takes it.
 
     Raises:
-        UserError: its store is missing, or has no labels that could be told apart.
+        UserError: its store is missing, has no labels that could be told apart, or tiles that the trunk does not take.
     """
+    recipe = task.recipe
     if not recipe.evaluation.store or not recipe.evaluation.every_epochs:
         return None
     if recipe.engine.zero_stage == 3:
         raise UserError("online evaluation needs whole weights on each rank: set engine.zero_stage below 3")
-    return OnlineEvaluation(recipe.evaluation, Store.open(recipe.evaluation.store), topology, draw)
+    found = OnlineEvaluation(recipe.evaluation, Store.open(recipe.evaluation.store), task.topology, draw)
+    found.try_one(task)
+    return found

@@ -155,7 +155,9 @@ class EvaluationConfig:
     """The section ``evaluation``: how good the encoder is while it trains; a *how*, as it changes nothing in it."""
 
     store: str = option("", "Labelled store that the encoder is measured on; empty: no evaluation.")
-    every_epochs: float = option(10.0, "Passes over the data between evaluations; the end is always measured.", low=0.0)
+    every_epochs: float = option(
+        10.0, "Passes over the data between evaluations; the last is at the end; 0: none.", low=0.0
+    )
     labels_per_class: int = option(8, "Labelled samples a class; the others are told from them.", low=1)
     neighbours: int = option(5, "k of the k-nearest-neighbour accuracy.", low=1)
 

@@ -34,7 +34,7 @@ Evaluator = Callable[[PretrainTask], dict[str, float]]
 
 def pretrain(
     recipe: PretrainRecipe,
-    make_evaluator: Callable[[PretrainRecipe, Topology], Evaluator | None] | None = None,
+    make_evaluator: Callable[[PretrainTask], Evaluator | None] | None = None,
     preemption: Preemption | None = None,
 ) -> Path:
     """Run a recipe to its end, from its last checkpoint where there is one; to be called on every rank.
@@ -80,12 +80,12 @@ def _run(
     run: RunDir,
     fingerprint: str,
     what: dict[str, Any],
-    make_evaluator: Callable[[PretrainRecipe, Topology], Evaluator | None] | None,
+    make_evaluator: Callable[[PretrainTask], Evaluator | None] | None,
     preemption: Preemption | None,
 ) -> Path:
     world = dist.new_group() if topology.world_size > 1 else None
     task = _task(recipe, store, topology, device, world)
-    task.evaluator = make_evaluator(recipe, topology) if make_evaluator is not None else None
+    task.evaluator = make_evaluator(task) if make_evaluator is not None else None
     task.pictures = run.pictures
     # Only now, so that a recipe whose model cannot be built leaves no run directory.
     prepare_run_dir(recipe, topology, run, fingerprint, what)

@@ -1,5 +1,6 @@
 """Accuracies while an encoder trains: the same on any number of ranks, and without a trace in the training."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -35,21 +36,20 @@ def _recipe(store, **more):
     )
 
 
-def _task(recipe, group=None):
+def _task(recipe, topology, group=None):
     spec = recipe.encoder_spec(0.5, 0.2)
-    return SimpleNamespace(
-        module=build_model(recipe, spec, Layout(4, 4)), spec=spec, device=torch.device("cpu"), group=group
-    )
+    model, device = build_model(recipe, spec, Layout(4, 4)), torch.device("cpu")
+    return SimpleNamespace(module=model, spec=spec, device=device, group=group, recipe=recipe, topology=topology)
 
 
 def _measure(rank, world_size, store):
     recipe = _recipe(store)
     topology = SimpleNamespace(rank=rank, world_size=world_size, is_main=rank == 0)
-    task = _task(recipe, dist.group.WORLD if world_size > 1 else None)
+    task = _task(recipe, topology, dist.group.WORLD if world_size > 1 else None)
     task.module.train()
     before = {name: t.clone() for name, t in task.module.state_dict().items()}
     state = torch.get_rng_state()
-    figures = online_evaluation(recipe, topology)(task)
+    figures = online_evaluation(task)(task)
     assert torch.equal(torch.get_rng_state(), state)
     assert task.module.training and all(p.requires_grad for p in task.module.parameters())
     assert all(torch.equal(before[name], t) for name, t in task.module.state_dict().items())
@@ -76,12 +76,16 @@ def test_labels_and_test_share_no_micrograph(store):
 
 def test_what_cannot_be_measured_is_refused(store, tmp_path):
     topology = SimpleNamespace(rank=0, world_size=1, is_main=True)
-    assert online_evaluation(_recipe(store, every_epochs=0), topology) is None
-    assert online_evaluation(_recipe(""), topology) is None
+    assert online_evaluation(_task(_recipe(store, every_epochs=0), topology)) is None
+    assert online_evaluation(_task(_recipe(""), topology)) is None
     write_textures(tmp_path / "images", 2, 1, 2)
     unlabelled = pack(tmp_path / "images", tmp_path / "plain", labels=False)
     with pytest.raises(UserError, match="has no labels; pack it with --labels"):
-        online_evaluation(_recipe(str(unlabelled)), topology)
+        online_evaluation(_task(_recipe(str(unlabelled)), topology))
     single = pack(tmp_path / "images", tmp_path / "single")
     with pytest.raises(UserError, match="no class has two micrographs"):
-        online_evaluation(_recipe(str(single)), topology)
+        online_evaluation(_task(_recipe(str(single)), topology))
+    fixed = _recipe(store)
+    fixed = replace(fixed, encoder=replace(fixed.encoder, trunk="vit_tiny_patch16_224"))
+    with pytest.raises(UserError, match=r"does not take tiles of .* px .*dynamic_img_size: true"):
+        online_evaluation(_task(fixed, topology))
