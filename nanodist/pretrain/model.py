@@ -105,8 +105,11 @@ def build_model(recipe: PretrainRecipe, spec: EncoderSpec, layout: Layout) -> Tw
         _checkpoint_activations(trunk, spec.trunk)
     if recipe.init_from:
         _warm_start(trunk, recipe.init_from, spec, recipe.init_trust)
+    # Asked of a trunk without memory: a pass through this one would have each rank's libraries make room for it.
+    with torch.device("meta"):
+        width = output_width(create_trunk(spec.trunk, 0, **spec.trunk_options), recipe.views.size_px)
     projector = build_projector(
-        output_width(trunk, recipe.views.size_px),
+        width,
         recipe.projector,
         key(recipe.seed, "projector") % 2**63,
     )

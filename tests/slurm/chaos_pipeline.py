@@ -70,7 +70,7 @@ def write(out: Path, name: str, steps: int, seeds: int, masks: bool = True) -> P
     pretrain = {"recipe": "pre.yaml", "overrides": {**shared, "train.steps": steps}}
     document = {"name": name, "pretrain": pretrain, "sweeps": sweeps}
     (out / f"{name}.yaml").write_text(json.dumps(document))
-    site = {"partition": "normal", "mem_gb": 3.1, "time_min": 60, "container": _container(out)}
+    site = {"partition": "normal", "mem_gb": 3.3, "time_min": 60, "container": _container(out)}
     (out / "pipeline-site.yaml").write_text(json.dumps(site))
     return out / "pipelines" / name
 

@@ -160,7 +160,7 @@ class Run:
     def submit(self, *size: str, environ: dict[str, str] | None = None) -> int:
         """Submit it; ``size`` are options of sbatch."""
         variables = {"NANODIST_ENV": str(self.out / "env.sh"), "CHAOS_LOG": str(self.logs), "PYTHONPATH": str(ROOT)}
-        options = ["--cpus-per-task=1", "--mem=3200", "--time=300", f"--output={self.name}.out", *size]
+        options = ["--cpus-per-task=1", "--mem=3450", "--time=300", f"--output={self.name}.out", *size]
         arguments = ["data.store=store", f"run_dir={self.name}", *self.overrides]
         line = [*options, "slurm/pretrain.sbatch", "recipe.yaml", *arguments]
         self.job = self.cluster.sbatch(*line, folder=self.out, environ={**variables, **(environ or {})})

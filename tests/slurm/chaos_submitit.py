@@ -31,7 +31,7 @@ class Submitted(Run):
 
     def submit(self, *size: str, environ: dict[str, str] | None = None) -> int:
         """Submit it; ``size`` are options of ``launch submit``."""
-        (self.out / "site.yaml").write_text(json.dumps({"partition": "normal", "mem_gb": 3.1}))
+        (self.out / "site.yaml").write_text(json.dumps({"partition": "normal", "mem_gb": 3.3}))
         line = [sys.executable, "-m", "launch", "submit", "pretrain", "recipe.yaml", "data.store=store"]
         line += [f"run_dir={self.name}", *self.overrides, "--site", "site.yaml", "--folder", self.folder, *size]
         done = self.cluster.run(line, folder=self.out, environ=environ)

@@ -42,7 +42,7 @@ def write(out: Path, jobs: int) -> None:
     for name in ("there", "here"):
         sweep = {"job": "finetune", "recipe": "finetune.yaml", "name": name, "overrides": shared, "list": points}
         (out / f"{name}.yaml").write_text(json.dumps(sweep))
-    (out / "sweep-site.yaml").write_text(json.dumps({"partition": "normal", "mem_gb": 3.1, "time_min": 60}))
+    (out / "sweep-site.yaml").write_text(json.dumps({"partition": "normal", "mem_gb": 3.3, "time_min": 60}))
 
 
 class Sweeps:

@@ -58,7 +58,7 @@ def test_pretraining_over_two_nodes_ends_with_an_encoder(cluster: Cluster, tmp_p
 
     nanodist("synth", "wires", "--out=synth", "--micrographs=16", "--size=128", "--seed=0", "--workers=1")
     nanodist("pack", "synth/images", "--labels=folder", "--tile=128", "--out=store")
-    size = ("--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1", "--mem=3200", "--time=20")
+    size = ("--nodes=2", "--ntasks-per-node=1", "--cpus-per-task=1", "--mem=3450", "--time=20")
     job = cluster.sbatch(*size, "slurm/pretrain.sbatch", "demo", *TINY, environ={"NANODIST_ENV": str(env)})
     log = cluster.log(cluster.wait(job, timeout_s=240))
     record = json.loads((work / "run" / "run.json").read_text())
