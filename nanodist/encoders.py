@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,11 +67,17 @@ class EncoderSpec:
             raise ValueError("mean and std must be finite")
         if not 1 <= len(self.looks) <= 64:
             raise ValueError(f"there are {len(self.looks)} looks; from 1 to 64 are possible")
-        for scale, crop_px, symmetries in self.looks:
-            if not (1 / 64 <= scale <= 64 and 0 <= crop_px <= MOST and 1 <= symmetries <= 8):
-                raise ValueError(
-                    f"a look of scale {scale}, crop_px {crop_px} and {symmetries} symmetries is impossible"
-                )
+        check_looks(self.looks)
+
+
+def check_looks(looks: Sequence[Look]) -> None:
+    """Raise ``ValueError`` for a look that no encoder has."""
+    for scale, crop_px, symmetries in looks:
+        if not (1 / 64 <= scale <= 64 and 0 <= crop_px <= MOST and 1 <= symmetries <= 8):
+            raise ValueError(
+                f"a look of scale {scale}, crop_px {crop_px} and {symmetries} symmetries is impossible; it wants "
+                f"scale 1/64 to 64, crop_px 0 to {MOST}, symmetries 1 to 8"
+            )
 
 
 def create_trunk(name: str, seed: int, pretrained: bool = False, **options: Any) -> nn.Module:

@@ -13,15 +13,16 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import yaml
 
+from hpc.config import read_yaml
 from hpc.errors import UserError
+from hpc.run_dir import RunDir
 from nanodist.downstream.labels import Budget
 
 F64 = npt.NDArray[np.float64]
 Row = dict[str, Any]
 Setting = tuple[str, str, str, str]  # encoder (or the name of its seeds), weights, tuned, values of the recipe
-SCORES_FILE, RECIPE_FILE = "scores.json", "recipe.yaml"
+SCORES_FILE = "scores.json"
 BALANCED_ACCURACY = "balanced accuracy"
 SEGMENTATION_METRICS = ("dice", "iou", "boundary_f1")
 EVERY_CLASS = "all but background"
@@ -139,13 +140,12 @@ def recipe_values(path: Path, keys: Sequence[str]) -> Row:
     Raises:
         UserError: the recipe cannot be read, or has no such key.
     """
+    file = RunDir(path).recipe_path
+    recipe = read_yaml(file, "recipe") if keys else {}
     found: Row = {}
     for key in keys:
-        file = path / RECIPE_FILE
         try:
-            found[key] = functools.reduce(operator.getitem, key.split("."), yaml.safe_load(file.read_text()))
-        except (OSError, yaml.YAMLError) as error:
-            raise UserError(f"{file} cannot be read, so that '{key}' of this run is not known: {error}") from None
+            found[key] = functools.reduce(operator.getitem, key.split("."), recipe)
         except (KeyError, TypeError):
             raise UserError(f"{file} has no '{key}': write it as in the recipe, such as train.steps") from None
     return found

@@ -9,15 +9,13 @@ from hpc.errors import UserError
 from nanodist.micrographs import is_named_like_one, read_micrograph
 from nanodist.morphology.rois import labels_of, read_imagej, read_napari
 from nanodist.shards.mask_codings import new_mask_folder, write_mask
-from nanodist.shards.masks import stem_of
+from nanodist.shards.masks import NUMBERED, stem_of
 
 ROI_FILES = (".zip", ".roi", ".csv")
 _ENDING = re.compile(r"(\.rois?)?\.(zip|roi|csv)$", re.IGNORECASE)
 _LINES = ".centre-lines.csv"  # of ``nanodist measure --rois``, which are no areas
 # What a mask has at the end of its image's name.
 _MASKS = (".mask", ".instances", ".labels")
-# What ``nanodist measure --rois`` puts before the name of a mask, so that masks of one name do not meet.
-_NUMBERED = re.compile(r"^\d{5}-")
 
 
 def roi_files(source: Path) -> list[Path]:
@@ -74,7 +72,7 @@ def _image_of(path: Path, known: dict[str, list[Path]], images: Path) -> Path:
     stem = _ENDING.sub("", path.name)
     # Sets are named after images with their ending too.
     stems = [_of_image(each) for each in (stem, stem_of(stem))]
-    stems += [_NUMBERED.sub("", each) for each in stems]
+    stems += [NUMBERED.sub("", each) for each in stems]
     found = next((known[each] for each in stems if each in known), [])
     if len(found) != 1:
         what = "has no image of that name" if not found else f"has {len(found)} images of that name"

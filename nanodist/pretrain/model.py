@@ -108,11 +108,7 @@ def build_model(recipe: PretrainRecipe, spec: EncoderSpec, layout: Layout) -> Tw
     # Asked of a trunk without memory: a pass through this one would have each rank's libraries make room for it.
     with torch.device("meta"):
         width = output_width(create_trunk(spec.trunk, 0, **spec.trunk_options), recipe.views.size_px)
-    projector = build_projector(
-        width,
-        recipe.projector,
-        key(recipe.seed, "projector") % 2**63,
-    )
+    projector = build_projector(width, recipe.projector, key(recipe.seed, "projector") % 2**63)
     t = recipe.train
     if t.channels_last:
         _use_channels_last(trunk)

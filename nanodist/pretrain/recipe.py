@@ -13,8 +13,8 @@ from hpc.task import GuardConfig, SavingConfig
 from hpc.tracking import TrackingConfig
 from hpc.world_sizes import legal_world_sizes
 from nanodist import recipes
-from nanodist.encoders import EncoderSpec, Look, Pooling
-from nanodist.fitting import FETCHING, MOST
+from nanodist.encoders import EncoderSpec, Look, Pooling, check_looks
+from nanodist.fitting import FETCHING
 from nanodist.heads import ProjectorConfig
 from nanodist.objectives import ObjectiveConfig
 from nanodist.views import ViewsConfig
@@ -83,10 +83,7 @@ class EncoderConfig:
 
     def check(self) -> None:
         """Raise ``ValueError`` for a look or a trunk option that no checkpoint could be loaded with."""
-        for scale, crop_px, symmetries in self.looks or []:
-            if not (1 / 64 <= scale <= 64 and 0 <= crop_px <= MOST and 1 <= symmetries <= 8):
-                bounds = f"scale 1/64 to 64, crop_px 0 to {MOST}, symmetries 1-8"
-                raise ValueError(f"look [{scale}, {crop_px}, {symmetries}] wants {bounds}")
+        check_looks(self.looks or [])
         fetching = sorted(FETCHING & self.trunk_options.keys())
         if fetching:
             raise ValueError(f"trunk_options: '{fetching[0]}' loads weights; give them by init_from (timm:NAME@FILE)")

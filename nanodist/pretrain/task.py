@@ -27,6 +27,7 @@ from nanodist.pretrain.recipe import PretrainRecipe
 from nanodist.shards import Batch, GroupPartners, Loader, make_order
 from nanodist.shards.windows import Tiles
 from nanodist.views import make_views
+from nanodist.views.config import check_pixel_sizes
 
 VERSION = 1
 MOST_GROUPS = 20_000
@@ -227,14 +228,10 @@ def _pixel_sizes(store: Tiles, recipe: PretrainRecipe) -> npt.NDArray[np.float64
         UserError: the views are cut in nanometres, and a tile has no pixel size.
     """
     sizes = store.pixel_size_nm
-    unknown = np.flatnonzero(np.isnan(sizes).any(1))
-    if recipe.views.crop_nm is not None and len(unknown):
-        raise UserError(
-            f"views.crop_nm: {len(unknown)} of {len(store)} tiles of {store.path} have no pixel size, such as "
-            f"{store.keys[int(unknown[0])]}; set views.crop_px or crop_share instead"
-        )
-    if recipe.views.crop_nm is not None and recipe.data.positives == "group":
-        _check_partners(store, sizes)
+    if recipe.views.crop_nm is not None:
+        check_pixel_sizes(sizes, f"tiles of {store.path}", lambda i: str(store.keys[i]))
+        if recipe.data.positives == "group":
+            _check_partners(store, sizes)
     return sizes
 
 

@@ -23,7 +23,7 @@ LEAST_SHARE = 0.01
 _MOST_LISTED = 64
 # What ``nanodist measure --rois`` writes of ``x.png``, of a mask ``x.mask.png``, and of layers ``x.instances.tif``.
 _LABELS = re.compile(r"(.+?)(?:\.mask|_mask|\.instances)?\.labels$")
-_NUMBERED = re.compile(r"^\d{5}-(.+)$")
+NUMBERED = re.compile(r"^\d{5}-")  # what it puts before a name, so that masks of one name do not meet
 
 
 def find_masks(specs: Sequence[str], sources: Sequence[Source]) -> dict[Path, Path]:
@@ -97,8 +97,8 @@ def _by_image(files: Sequence[Path]) -> list[dict[str, list[Path]]]:
         if found := _LABELS.match(stem):
             labels.setdefault(found[1], []).append(file)
             # An image may itself have a name that begins like this.
-            if number := _NUMBERED.match(found[1]):
-                numbered.setdefault(number[1], []).append(file)
+            if NUMBERED.match(found[1]):
+                numbered.setdefault(NUMBERED.sub("", found[1]), []).append(file)
     return [plain, labels, numbered]
 
 

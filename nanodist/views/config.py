@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from hpc.config import option
+from hpc.errors import UserError
 from nanodist.views.presets import PRESETS
 
 _CROPS = ("crop_px", "crop_nm", "crop_share")
@@ -161,3 +165,19 @@ class ViewsConfig:
         """The probability ``name`` of view ``view``: that of the second view differs where the recipe says so."""
         second = getattr(self, f"{name}_second")
         return float(getattr(self, name) if view == 0 or second is None else second)
+
+
+def check_pixel_sizes(sizes: npt.NDArray[np.float64], what: str, name: Callable[[int], str]) -> None:
+    """Raise ``UserError`` where one of ``sizes`` (n, 2) is unknown (NaN), as crops in nanometres need them.
+
+    Args:
+        sizes: nanometres a pixel.
+        what: these are of.
+        name: of the one in a row.
+    """
+    unknown = np.flatnonzero(np.isnan(sizes).any(1))
+    if len(unknown):
+        raise UserError(
+            f"views.crop_nm: {len(unknown)} of {len(sizes)} {what} have no pixel size, such as "
+            f"{name(int(unknown[0]))}; set views.crop_px or crop_share instead"
+        )

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +20,7 @@ from hpc.topology import Topology
 from nanodist.downstream.finetune.data import LabelledBatch, Labels, batches
 from nanodist.downstream.finetune.recipe import FinetuneRecipe
 from nanodist.views import make_view
+from nanodist.views.config import check_pixel_sizes
 
 VERSION = 1
 
@@ -60,6 +62,24 @@ class LabelledTask(ABC):
         self.step = 0
         self.pictures: Path | None = None
         self.module: nn.Module = self.build()
+
+    def mean_crop_px(self) -> float:
+        """Geometric mean of the ends of the crop's range, in pixels of a sample of the typical pixel size.
+
+        Raises:
+            UserError: crops are in nanometres, and a sample that is trained on has no pixel size.
+        """
+        views, train = self.recipe.views, self.labels.train
+        if views.crop_nm is None:
+            return views.mean_crop_px(*self.tile_px)
+        sizes = self.labels.pixel_sizes(train)
+
+        def name(i: int) -> str:
+            store, at = self.labels.place(int(train[i]))
+            return f"{store.samples[at].key} of {store.path}"
+
+        check_pixel_sizes(sizes, "labelled samples", name)
+        return views.mean_crop_px(*self.tile_px, float(np.median(sizes)))
 
     @abstractmethod
     def build(self) -> nn.Module:

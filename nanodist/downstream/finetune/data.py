@@ -15,7 +15,6 @@ from nanodist.downstream.labels import Targets, check_splittable, draw_order, fi
 from nanodist.downstream.probe import Split, split_within
 from nanodist.shards import Order, Store
 from nanodist.shards.loader import places
-from nanodist.views import ViewsConfig
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
@@ -104,23 +103,6 @@ class Labels:
         """(n, 2) nanometres a pixel as (y, x), NaN where unknown."""
         found = (self.place(int(i)) for i in numbers)
         return np.stack([store.samples.columns["pixel_size_nm"][at] for store, at in found]).astype(np.float64)
-
-    def mean_crop_px(self, views: ViewsConfig) -> float:
-        """Geometric mean of the ends of the crop's range, in pixels of a sample of the typical pixel size.
-
-        Raises:
-            UserError: crops are in nanometres, and a sample that is trained on has no pixel size.
-        """
-        sizes = self.pixel_sizes(self.train)
-        unknown = self.train[np.isnan(sizes).any(1)].tolist()
-        if views.crop_nm is not None and unknown:
-            store, at = self.place(unknown[0])
-            raise UserError(
-                f"views.crop_nm: {len(unknown)} of {len(self.train)} labelled samples have no pixel size, such as "
-                f"{store.samples[at].key} of {store.path}; set views.crop_px or crop_share instead"
-            )
-        typical = None if views.crop_nm is None else float(np.median(sizes))
-        return views.mean_crop_px(*self.check_one_size(), typical)
 
     def check_one_size(self) -> tuple[int, int]:
         """Height and width of the samples that are trained on.

@@ -37,9 +37,7 @@ class ClassifyTask(LabelledTask):
     def build(self) -> nn.Module:
         """Trunk and linear head."""
         recipe, classes = self.recipe, len(self.labels.targets.classes)
-        self.classifier: Classifier = build_classifier(
-            recipe, classes, self.labels.mean_crop_px(recipe.views), self.layout
-        )
+        self.classifier: Classifier = build_classifier(recipe, classes, self.mean_crop_px(), self.layout)
         self._weights = torch.from_numpy(class_weights(recipe, self.labels)).to(self.device)
         return self.classifier
 

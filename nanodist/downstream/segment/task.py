@@ -37,7 +37,7 @@ class SegmentTask(LabelledTask):
         """Trunk and decoder."""
         assert isinstance(self.labels, Masks)
         self.masks: Masks = self.labels
-        self.crop_px = round(self.labels.mean_crop_px(self.recipe.views))
+        self.crop_px = round(self.mean_crop_px())
         self.segmenter: Segmenter = build_segmenter(self.recipe, len(self.masks.values), self.layout)
         return self.segmenter
 
