@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from nanodist.downstream.finetune.load import Loaded
 from nanodist.encoders import Encoder
@@ -42,7 +44,8 @@ It tells {count} classes apart, in this order: {classes}.
 `predict` takes a tile of {height} x {width} px, uint8 or uint16, as packing makes it: of each *micrograph* (not of each
 tile) the 0.1 and 99.9 % quantiles become black and white where it is not 8 bit already. It gives a probability for each
 class. For a larger micrograph, average over its tiles. Scaling, cropping, normalisation, trunk, head and the average
-over {symmetries} rotations and reflections are inside; `model.json` names the classes for programs. {pixel_size}
+over {symmetries} rotations and reflections{scales} are inside; `model.json` names the classes for programs.
+{pixel_size}
 
 """
 
@@ -62,7 +65,13 @@ class _Predictor(Encoder):
 
     def __init__(self, loaded: Loaded, name: str) -> None:
         super().__init__(loaded.model.spec, loaded.model.trunk, name)
-        self.head = nn.Sequential(loaded.model.head, nn.Softmax(1)).float().eval().requires_grad_(False)
+        self._model = loaded.model
+        self.head = nn.Sequential(loaded.model.head, nn.Softmax(-1)).float().eval().requires_grad_(False)
+
+    @torch.inference_mode()
+    def embed_batch(self, images: Tensor) -> Tensor:
+        """Probabilities (n, classes) of ``images`` (n, 1, H, W) in [0, 1]."""
+        return self._model.looked_at(images)[0]
 
 
 def export_classifier(
@@ -90,7 +99,7 @@ def export_classifier(
         UserError: a format that a classifier has not, or that needs what is not installed; ``target`` is taken or
             cannot be written; or what is loaded back gives other probabilities.
     """
-    from nanodist.export.graph import program, write_graphs
+    from nanodist.export.graph import ClassifierGraph, program, write_graphs
     from nanodist.export.parity import check
 
     wanted = require_graphs(formats, "a classifier", "its head is our own")
@@ -100,7 +109,7 @@ def export_classifier(
     if precision == "fp16":
         require_half(tensors, name)
     with made_whole(target) as folder:
-        made, facts = program(source, precision)
+        made, facts = program(source, precision, partial(ClassifierGraph, joined=loaded.model.joined))
         facts = {**facts, "classes": list(loaded.classes), "tile_px": list(loaded.tile_px)}
         write_graphs(made, facts, folder, wanted)
         parity = check(source, folder, wanted, bool(facts["any_size"]), precision)
@@ -129,6 +138,7 @@ def _card(
         height=loaded.tile_px[0],
         width=loaded.tile_px[1],
         symmetries=source.spec.looks[0][2],
+        scales=f", at {len(source.spec.looks)} scales," if len(source.spec.looks) > 1 else "",
         pixel_size=pixel_size_note(card),
     )
     return "".join([head, *code, parity_table(parity), _scores(card), _USE, recipe_block(card), CITATION])

@@ -7,7 +7,7 @@ import copy
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,25 +48,24 @@ class Graph(nn.Module):
         return torch.cat([self._look(images, *look) for look in self.spec.looks], dim=1)
 
     def _look(self, images: Tensor, scale: float, crop_px: int, symmetries: int) -> Tensor:
-        if crop_px:
-            images = self._central(self._central(images, -2, crop_px), -1, crop_px)
-        images = normalise(_resized(images, scale), self.spec)
-        turned = [self._turned(images, symmetries, quarter) for quarter in range(min(2, symmetries))]
+        images = self._seen(images, scale, crop_px)
+        turned = [self.head(self._turned(images, symmetries, quarter)).sum(0) for quarter in range(min(2, symmetries))]
         return torch.stack(turned).sum(0) / symmetries
 
+    def _seen(self, images: Tensor, scale: float, crop_px: int) -> Tensor:
+        if crop_px:
+            images = self._central(self._central(images, -2, crop_px), -1, crop_px)
+        return normalise(_resized(images, scale), self.spec)
+
     def _turned(self, images: Tensor, symmetries: int, quarter: int) -> Tensor:
-        """Sum of the features over the symmetries that turn by an even (0) or odd (1) number of quarters.
+        """Features (k, n, d) by the k symmetries that turn by an even (0) or odd (1) number of quarters.
 
         These have one shape and go through the trunk as one batch, or a graph would hold up to eight copies of it.
         """
         chosen = [i for i in range(symmetries) if i % 2 == quarter]
         turned = [torch.rot90(images.flip(-1) if i >= 4 else images, i % 4, dims=(-2, -1)) for i in chosen]
-        features = self._features(torch.cat(turned))
-        return features.unflatten(0, (len(chosen), images.shape[0])).sum(0)
-
-    def _features(self, images: Tensor) -> Tensor:
-        pooled = pooled_features(self.trunk, images.to(self.dtype), self.spec.pooling)
-        return self.head(pooled.float())  # type: ignore[no-any-return]
+        pooled = pooled_features(self.trunk, torch.cat(turned).to(self.dtype), self.spec.pooling)
+        return pooled.float().unflatten(0, (len(chosen), images.shape[0]))
 
     def _central(self, images: Tensor, dim: int, crop_px: int) -> Tensor:
         extent = images.shape[dim]
@@ -75,6 +74,31 @@ class Graph(nn.Module):
         # By index, since a slice that may be the whole image makes torch.export guard on whether it is.
         first = torch.sym_max(0, (extent - crop_px) // 2)
         return images.index_select(dim, torch.arange(torch.sym_min(extent, crop_px)) + first)
+
+
+class ClassifierGraph(Graph):
+    """The probabilities of :meth:`nanodist.downstream.finetune.model.Classifier.looked_at`, likewise.
+
+    Args:
+        encoder: its head ends in a softmax, and all its looks have as many symmetries.
+        joined: the head sees the features of all looks at once; else the probabilities of the looks are averaged.
+        fixed, dtype: as :class:`Graph` has them.
+    """
+
+    def __init__(self, encoder: Encoder, fixed: bool, dtype: torch.dtype, *, joined: bool) -> None:
+        super().__init__(encoder, fixed, dtype)
+        self.joined = joined
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Probabilities (n, classes) of ``images`` (n, 1, H, W) in [0, 1]."""
+        looks, count = self.spec.looks, self.spec.looks[0][2]
+        seen = [self._seen(images, scale, crop_px) for scale, crop_px, _ in looks]
+        sums = []
+        for quarter in range(min(2, count)):
+            features = [self._turned(one, count, quarter) for one in seen]
+            features = [torch.cat(features, -1)] if self.joined else features
+            sums += [self.head(one).sum(0) for one in features]
+        return torch.stack(sums).sum(0) / (count if self.joined else count * len(looks))
 
 
 def _resized(images: Tensor, scale: float) -> Tensor:
@@ -115,12 +139,16 @@ def smallest_side(encoder: Encoder) -> int:
     return max([crop or round(encoder.spec.image_size / scale) for scale, crop, _ in encoder.spec.looks])
 
 
-def program(encoder: Encoder, precision: str = "fp32") -> tuple[ExportedProgram, dict[str, Any]]:
+def program(
+    encoder: Encoder, precision: str = "fp32", make: Callable[[Encoder, bool, torch.dtype], Graph] = Graph
+) -> tuple[ExportedProgram, dict[str, Any]]:
     """The encoder as a program, for any batch and any image size that the trunk takes; and what to say of it.
 
     Args:
         encoder: on the CPU, in float32.
         precision: of the trunk in the program, a key of :data:`nanodist.export.precision.DTYPES`.
+        make: from the encoder, whether its trunk takes one size only, and the type that this computes in, the module
+            that is traced.
 
     Raises:
         UserError: torch.export cannot trace the trunk.
@@ -133,7 +161,7 @@ def program(encoder: Encoder, precision: str = "fp32") -> tuple[ExportedProgram,
     # Multiples of the view, which suit the patches of transformers too, and not square.
     example = torch.zeros(2, 1, 3 * side, 2 * side) if any_size else torch.zeros(2, 1, side, side)
     dims = {0: Dim("batch", min=1), **({2: Dim.AUTO, 3: Dim.AUTO} if any_size else {})}
-    made = traced(Graph(encoder, one_size, DTYPES[precision]).eval(), (example,), (dims,), encoder.spec.trunk)
+    made = traced(make(encoder, one_size, DTYPES[precision]).eval(), (example,), (dims,), encoder.spec.trunk)
     return made, {**describe(encoder, one_size, any_size, side), "precision": precision}
 
 

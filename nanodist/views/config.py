@@ -125,13 +125,14 @@ class ViewsConfig:
         if not self.zooms:
             raise ValueError("zooms is empty; [1.0] leaves the crop as it is")
 
-    def mean_crop_px(self, height: int, width: int, pixel_size_nm: float | None = None) -> float:
+    def mean_crop_px(self, height: int, width: int, pixel_size_nm: float | None = None, zoom: float = 1.0) -> float:
         """Geometric mean of the ends of the crop's range, in pixels of a tile of ``height`` x ``width`` pixels.
 
         Args:
             height: of the tile in pixels.
             width: of the tile in pixels.
             pixel_size_nm: of the tile, for ``crop_nm``.
+            zoom: that the side is divided by.
 
         Raises:
             ValueError: ``crop_nm`` is set and ``pixel_size_nm`` is not.
@@ -145,7 +146,7 @@ class ViewsConfig:
                 raise ValueError("crop_nm needs the pixel size of the tiles")
             middle /= pixel_size_nm
         # A crop is never larger than its tile.
-        return min(middle, height, width)
+        return min(middle / zoom, height, width)
 
     def crop_bounds(self) -> tuple[float, float]:
         """The range of the crop's side, in the unit that it is given in."""

@@ -48,6 +48,25 @@ def test_both_graphs_give_the_probabilities_of_predict(loaded, tmp_path):
     assert "rod \\| cube" in text and "origin and licence were not stated" in text and "No licence" not in text
 
 
+@pytest.mark.parametrize("joined", [False, True])
+@pytest.mark.parametrize("symmetries", [1, 8])
+def test_graphs_of_several_looks_give_the_probabilities_of_predict(tmp_path, joined, symmetries):
+    spec = EncoderSpec("test_resnet", 32, 0.5, 0.2, looks=[(0.75, 40, symmetries), (1.5, 20, symmetries)])
+    trunk = create_trunk(spec.trunk, 0)
+    head = plain_head(trunk.num_features * (2 if joined else 1), 3)
+    torch.nn.init.normal_(head[1].weight, generator=torch.Generator().manual_seed(0))
+    made = Loaded(Classifier(trunk, head, spec, True, joined=joined).eval(), CLASSES, tmp_path, (48, 48), None)
+    parity = export_classifier(made, tmp_path / "e", ("torch-export", "onnx"), "shapes", {})
+    assert all(row["largest_difference"] < 1e-5 for row in parity["formats"])
+    images = np.random.default_rng(0).random((2, 1, 48, 48)).astype(np.float32)
+    session = onnxruntime.InferenceSession(str(tmp_path / "e" / "onnx" / "model.onnx"))
+    wanted = made.model.looked_at(torch.from_numpy(images))[0].numpy()
+    assert session.run(["probabilities"], {"images": images})[0] == pytest.approx(wanted, abs=1e-5)
+    assert (
+        np.ptp(wanted) > 0.05 and "reflections, at 2 scales, are inside" in (tmp_path / "e" / "README.md").read_text()
+    )
+
+
 def test_a_format_without_its_head_is_refused(loaded, tmp_path):
     with pytest.raises(UserError, match="exported as onnx or torch-export, not as timm"):
         export_classifier(loaded, tmp_path / "e", ("timm",), "shapes", {})

@@ -1,6 +1,7 @@
 """Fine-tuning: which labels are used, the loss and gradient on several ranks, and a run from a recipe to its scores."""
 
 import csv
+import dataclasses
 import json
 import subprocess
 import sys
@@ -30,7 +31,7 @@ from nanodist.downstream.finetune.task import ClassifyTask, class_weights
 from nanodist.downstream.labels import draw_order
 from nanodist.downstream.metrics import calibration_error
 from nanodist.downstream.probe import split_within
-from nanodist.encoders import EncoderSpec, random_encoder
+from nanodist.encoders import EncoderSpec, looked_at, random_encoder
 from nanodist.export.weights import export_timm
 from nanodist.shards import PackOptions, pack
 from nanodist.synth import MORPHOLOGIES, Settings, write_dataset
@@ -110,16 +111,20 @@ def test_balanced_weights_have_a_mean_of_one(store):
     assert np.allclose(sums, sums[0])
 
 
-def _step(rank, world_size, store, batch_norm_over, precision):
+JOINED = ("train.zooms=joined", "views.zooms=[1.0,2.0,3.0]")
+
+
+def _step(rank, world_size, store, batch_norm_over, precision, *more):
     """Loss, and this rank's part of the gradient of the global batch."""
     overrides = ["train.global_batch_size=12", f"train.precision={precision}", "train.label_smoothing=0.1"]
     if batch_norm_over == "frozen":
         overrides += ["encoder.weights=given", "train.batch_norm=frozen", f"encoder.source={store[1]}"]
-    recipe = _recipe(store[0], *overrides, "train.class_weights=balanced", "train.layer_decay=0.5")
+    recipe = _recipe(store[0], *overrides, "train.class_weights=balanced", "train.layer_decay=0.5", *more)
     labels = Labels(recipe.data)
     world = dist.new_group() if world_size > 1 else None
     group = 1 if batch_norm_over == "frozen" else 12
-    layout = batch_norm.make_layout(12, group, rank, world_size)
+    views = recipe.train.views_of(recipe.views.zooms)
+    layout = batch_norm.make_layout(12, group, rank, world_size, 1, views)
     task = ClassifyTask(recipe, labels, _topology(rank, world_size), torch.device("cpu"), layout, world)
     task.module.train()
     batch = next(task.batches(0))
@@ -128,15 +133,56 @@ def _step(rank, world_size, store, batch_norm_over, precision):
     return float(loss.detach()), {name: p.grad.numpy() for name, p in task.module.named_parameters()}
 
 
-@pytest.mark.parametrize("batch_norm_over", ["batch", "frozen"])
-def test_loss_and_gradient_of_two_ranks_are_those_of_one(ranks, store, export, batch_norm_over):
-    arguments = ((store, export), batch_norm_over, "fp64")
+@pytest.mark.parametrize(("batch_norm_over", "more"), [("batch", ()), ("frozen", ()), ("batch", JOINED)])
+def test_loss_and_gradient_of_two_ranks_are_those_of_one(ranks, store, export, batch_norm_over, more):
+    arguments = ((store, export), batch_norm_over, "fp64", *more)
     loss, gradient = _step(0, 1, *arguments)
     parts = ranks.run(2, _step, *arguments)
     assert all(part[0] == pytest.approx(loss, rel=1e-12) for part in parts)
     for name, want in gradient.items():
         got = parts[0][1][name] + parts[1][1][name]
         assert np.linalg.norm(got - want) <= 1e-9 * max(np.linalg.norm(want), 1e-6), name
+
+
+def _classifier(store, *overrides, group=12):
+    recipe = _recipe(store, "train.global_batch_size=12", *overrides)
+    views = recipe.train.views_of(recipe.views.zooms)
+    layout = batch_norm.make_layout(12, group, 0, 1, 1, views)
+    return ClassifyTask(recipe, Labels(recipe.data), _topology(), torch.device("cpu"), layout, None)
+
+
+def test_joined_zooms_are_one_view_magnified_and_are_predicted_as_they_were_trained(store):
+    task = _classifier(store, *JOINED)
+    views = task.parts(next(task.batches(0)))[0]
+    assert views.shape == (12, 3, 32, 32)
+    one = _classifier(store, "views.zooms=[2.0]")
+    assert torch.equal(views[:, 1:2], one.parts(next(one.batches(0)))[0])
+    model = task.classifier.eval()
+    assert model.spec.looks == [(0.3482, 0, 2), (0.6963, 0, 2), (1.0445, 0, 2)]  # 32 px of 91.9, 46 and 30.6
+    assert model.head[1].weight.shape[1] == 3 * model.trunk.num_features
+    images = torch.rand(2, 1, 96, 96, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        torch.nn.init.normal_(model.head[1].weight, generator=torch.Generator().manual_seed(1))
+        likely, features = model.looked_at(images)
+        rows = []
+        for turn in (0, 1):
+            seen = [looked_at(images, scale, 0).rot90(turn, (-2, -1)) for scale, _, _ in model.spec.looks]
+            rows.append(torch.cat([model.trunk(model.normalised(each)) for each in seen], 1))
+        assert torch.allclose(features, torch.stack(rows).mean(0), atol=1e-6)
+        wanted = torch.stack([model.head(each).softmax(1) for each in rows]).mean(0)
+    assert torch.allclose(likely, wanted, atol=1e-6) and np.ptp(likely.numpy()) > 0.01
+
+
+def test_what_is_trained_at_drawn_zooms_is_predicted_at_each(store):
+    model = _classifier(store, "views.zooms=[1.0,2.0]").classifier.eval()
+    assert [scale for scale, _, _ in model.spec.looks] == [0.3482, 0.6963] and not model.joined
+    images = torch.rand(2, 1, 96, 96, generator=torch.Generator().manual_seed(0))
+    both, _ = model.looked_at(images)
+    each = []
+    for look in list(model.spec.looks):
+        model.spec = dataclasses.replace(model.spec, looks=[look])
+        each.append(model.looked_at(images)[0])
+    assert torch.allclose(both, torch.stack(each).mean(0), atol=1e-6) and not torch.allclose(*each, atol=1e-4)
 
 
 def test_frozen_statistics_stay_and_frozen_blocks_want_no_gradient(store, export):

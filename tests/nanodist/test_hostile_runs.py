@@ -142,6 +142,8 @@ OWN: dict[str, dict[str, Callable[[Path], None]]] = {
         **TRUNK,
         "a gigantic tile": _set("tile_px", value=[10**9, 10**9]),
         "a tile of another type": _set("tile_px", value="huge"),
+        "joined looks of another type": _set("joined", value=1),
+        "looks that do not pair": _set("encoder", "looks", value=[[1.0, 0, 1], [2.0, 0, 8]]),
         "classes of another type": _set("classes", value=3),
         "classes without end": _set("classes", value=["x"] * 10**6),
     },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -63,15 +64,15 @@ class LabelledTask(ABC):
         self.pictures: Path | None = None
         self.module: nn.Module = self.build()
 
-    def mean_crop_px(self) -> float:
-        """Geometric mean of the ends of the crop's range, in pixels of a sample of the typical pixel size.
+    def mean_crop_px(self, zoom: float) -> float:
+        """Geometric mean of the ends of the crop's range at a zoom, in pixels of a sample of the typical pixel size.
 
         Raises:
             UserError: crops are in nanometres, and a sample that is trained on has no pixel size.
         """
         views, train = self.recipe.views, self.labels.train
         if views.crop_nm is None:
-            return views.mean_crop_px(*self.tile_px)
+            return views.mean_crop_px(*self.tile_px, zoom=zoom)
         sizes = self.labels.pixel_sizes(train)
 
         def name(i: int) -> str:
@@ -79,7 +80,7 @@ class LabelledTask(ABC):
             return f"{store.samples[at].key} of {store.path}"
 
         check_pixel_sizes(sizes, "labelled samples", name)
-        return views.mean_crop_px(*self.tile_px, float(np.median(sizes)))
+        return views.mean_crop_px(*self.tile_px, float(np.median(sizes)), zoom)
 
     @abstractmethod
     def build(self) -> nn.Module:
@@ -94,12 +95,19 @@ class LabelledTask(ABC):
             yield batch
 
     def parts(self, batch: LabelledBatch) -> list[Tensor]:
-        """The views (m, 1, S, S) in [0, 1] of each micro-batch."""
+        """The views (m, 1, S, S) in [0, 1] of each micro-batch; (m, zooms, S, S) where zooms are joined.
+
+        Joined views of a sample share their draws, so that they differ in nothing but the zoom, as in a prediction.
+        """
         tiles = torch.from_numpy(batch.images).to(self.device)
-        recipe, known = self.recipe, self.labels.pixel_sizes(batch.numbers)
-        epochs = batch.epochs.tolist()
-        views = make_view(tiles, recipe.views, recipe.seed, epochs, batch.keys, 0, known, step=batch.step)
-        return list(views.chunk(self.micro_batches))
+        recipe, known, epochs = self.recipe, self.labels.pixel_sizes(batch.numbers), batch.epochs.tolist()
+        joined = recipe.train.zooms == "joined"
+        kinds = [dataclasses.replace(recipe.views, zooms=[zoom]) for zoom in recipe.views.zooms]
+        made = [
+            make_view(tiles, views, recipe.seed, epochs, batch.keys, 0, known, step=batch.step)
+            for views in (kinds if joined else [recipe.views])
+        ]
+        return list(torch.cat(made, 1).chunk(self.micro_batches))
 
     def forward(self, model: Callable[..., Any], part: Tensor) -> dict[str, Tensor]:
         """``logits`` (m, ...) of one micro-batch."""

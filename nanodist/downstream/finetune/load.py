@@ -98,7 +98,8 @@ def load_classifier(run_dir: str | Path) -> Loaded:
 
         def make() -> Classifier:
             trunk = create_trunk(spec.trunk, 0, **spec.trunk_options)
-            return Classifier(trunk, plain_head(*reversed(weights["head.1.weight"].shape)), spec, True)
+            head = plain_head(*reversed(weights["head.1.weight"].shape))
+            return Classifier(trunk, head, spec, True, joined=joined_looks(task, spec))
 
         model = fitting(make, weights, folder)
         height, width = (size_of(value, "tile_px") for value in task["tile_px"])
@@ -108,6 +109,20 @@ def load_classifier(run_dir: str | Path) -> Loaded:
     except DAMAGED as error:
         raise UserError(f"{run_dir}: cannot load the classifier: {' '.join(str(error).split())[:300]}") from None
     return Loaded(model.float().eval(), classes, folder, (height, width), read_reference(Path(run_dir)))
+
+
+def joined_looks(task: dict[str, Any], spec: EncoderSpec) -> bool:
+    """Whether a classifier's head sees all looks at once; one of before there was a choice sees one at a time.
+
+    Raises:
+        ValueError: the file says neither, or its looks do not pair.
+    """
+    joined = task.get("joined", False)
+    if not isinstance(joined, bool):
+        raise ValueError(f"joined is {str(joined)[:40]}; it must be true or false")
+    if len({count for _, _, count in spec.looks}) > 1:
+        raise ValueError("the looks of a classifier have as many symmetries each")
+    return joined
 
 
 def size_of(value: Any, name: str, most: int = MOST) -> int:

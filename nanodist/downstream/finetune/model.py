@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 from timm.models import group_parameters
@@ -68,36 +69,49 @@ class Classifier(OnTrunk):
     Args:
         trunk: timm model that gives features.
         head: from features to logits.
-        spec, frozen_statistics, precision: as :class:`OnTrunk` has them.
+        spec, frozen_statistics, precision: as :class:`OnTrunk` has them; all looks have as many symmetries.
+        joined: the head sees the features of all looks at once, and not of one at a time.
     """
 
     def __init__(
-        self, trunk: nn.Module, head: nn.Module, spec: EncoderSpec, frozen_statistics: bool, precision: str = "fp32"
+        self,
+        trunk: nn.Module,
+        head: nn.Module,
+        spec: EncoderSpec,
+        frozen_statistics: bool,
+        precision: str = "fp32",
+        joined: bool = False,
     ) -> None:
         super().__init__(trunk, spec, frozen_statistics, precision)
-        self.head = head
+        self.head, self.joined = head, joined
         self.features = int(head.get_submodule("1").get_parameter("weight").shape[1])
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (n, classes) of ``images`` (n, 1, H, W) in [0, 1]."""
+        """Logits (n, classes) of ``images`` in [0, 1], (n, 1, H, W), or (n, looks, H, W) where these are joined."""
         with self.autocast(images):
-            features = pooled_features(self.trunk, self.normalised(images), self.spec.pooling)
-            return self.head(features)  # type: ignore[no-any-return]
+            features = self._pooled(images.flatten(0, 1)[:, None])
+            return self.head(features.unflatten(0, images.shape[:2]).flatten(1))  # type: ignore[no-any-return]
+
+    def _pooled(self, images: Tensor) -> Tensor:
+        return pooled_features(self.trunk, self.normalised(images), self.spec.pooling)
 
     @torch.inference_mode()
     def looked_at(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Probabilities (n, classes) and features (n, d) of whole ``images`` (n, 1, H, W) in [0, 1].
 
-        Both are means over the looks and symmetries of :attr:`spec`. In float32 whatever the training ran in, so that
-        a prediction does not depend on the machine's bf16.
+        Both are means over the symmetries of :attr:`spec`, and over its looks unless they are joined. In float32
+        whatever the training ran in, so that a prediction does not depend on the machine's bf16.
         """
-        likely, features = [], []
-        for scale, crop_px, count in self.spec.looks:
-            for view in symmetries(looked_at(images, scale, crop_px), count):
-                pooled = pooled_features(self.trunk, self.normalised(view), self.spec.pooling)
-                likely.append(self.head(pooled).float().softmax(1))
-                features.append(pooled.float())
-        return torch.stack(likely).mean(0), torch.stack(features).mean(0)
+        seen = [
+            [self._pooled(view) for view in symmetries(looked_at(images, scale, crop_px), count)]
+            for scale, crop_px, count in self.spec.looks
+        ]
+        if self.joined:
+            pooled = [torch.cat(looks, 1) for looks in zip(*seen, strict=True)]
+        else:
+            pooled = [one for look in seen for one in look]
+        likely = [self.head(one).float().softmax(1) for one in pooled]
+        return torch.stack(likely).mean(0), torch.stack([one.float() for one in pooled]).mean(0)
 
 
 def start_encoder(recipe: FinetuneRecipe) -> Encoder:
@@ -119,13 +133,13 @@ def start_encoder(recipe: FinetuneRecipe) -> Encoder:
     return encoder
 
 
-def build_classifier(recipe: FinetuneRecipe, classes: int, crop_px: float, layout: Layout) -> Classifier:
+def build_classifier(recipe: FinetuneRecipe, classes: int, crops_px: Sequence[float], layout: Layout) -> Classifier:
     """The module of a recipe, on the CPU; what is not trained wants no gradient.
 
     Args:
         recipe: of the fine-tuning.
         classes: width of the logits.
-        crop_px: mean side of the views in pixels of a tile.
+        crops_px: mean side in pixels of a tile of the views at each of the recipe's zooms.
         layout: BatchNorm groups, where statistics are not frozen.
 
     Raises:
@@ -133,13 +147,15 @@ def build_classifier(recipe: FinetuneRecipe, classes: int, crop_px: float, layou
     """
     encoder = start_encoder(recipe)
     refuse_unkeyed_randomness(encoder.trunk, encoder.spec.trunk)
-    spec = dataclasses.replace(encoder.spec, image_size=recipe.views.size_px, looks=[_look(recipe, crop_px)])
+    looks = [_look(recipe, crop) for crop in crops_px]
+    spec = dataclasses.replace(encoder.spec, image_size=recipe.views.size_px, looks=looks)
     trunk = encoder.trunk.requires_grad_(True)
     with torch.inference_mode():
         pixels = torch.zeros(1, 1, recipe.views.size_px, recipe.views.size_px)
         width = pooled_features(trunk, pixels, spec.pooling).shape[1]
-    frozen = recipe.train.batch_norm == "frozen"
-    model = Classifier(trunk, _head(width, classes, recipe.seed), spec, frozen, recipe.train.precision)
+    frozen, joined = recipe.train.batch_norm == "frozen", recipe.train.zooms == "joined"
+    head = _head(width * (len(looks) if joined else 1), classes, recipe.seed)
+    model = Classifier(trunk, head, spec, frozen, recipe.train.precision, joined)
     freeze(recipe, trunk)
     if not frozen:
         convert(model, layout)

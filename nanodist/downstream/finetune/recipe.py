@@ -92,6 +92,9 @@ class FinetuneTrainConfig:
         "frozen", "Statistics of pretraining, or of bn_group_size samples of the batch."
     )
     bn_group_size: int | None = option(None, "Samples that BatchNorm is taken over; null: the batch.", low=2)
+    zooms: Literal["drawn", "joined"] = option(
+        "drawn", "drawn: a view is at one of views.zooms; joined: the head sees the features of one at each."
+    )
     class_weights: Literal["none", "balanced"] = option("none", "balanced: every class weighs the same in the loss.")
     label_smoothing: float = option(0.0, "Share of the target that is spread over all classes.", low=0.0, high=0.9)
     evaluate_every_steps: int = option(20, "Steps between looks at the validation part.", low=1)
@@ -104,6 +107,10 @@ class FinetuneTrainConfig:
     def tuned(self) -> str:
         """What of the trunk is trained, in words."""
         return {None: "all", 0: "head"}.get(self.tuned_layers, f"last {self.tuned_layers}")
+
+    def views_of(self, zooms: Sequence[float]) -> int:
+        """Views of each sample a step."""
+        return len(zooms) if self.zooms == "joined" else 1
 
     def batch_size(self, samples: int) -> int:
         """Samples a step where ``samples`` are trained on: no sample comes twice in a batch."""
@@ -172,6 +179,8 @@ class FinetuneRecipe:
             )
         if self.task == "segmentation" and self.train.class_weights != "none":
             raise ValueError("train.class_weights is for classification; masks are weighed by decoder.dice_weight")
+        if self.task == "segmentation" and self.train.zooms == "joined":
+            raise ValueError("train.zooms=joined is for classification; a mask has the scale of its view")
         if self.encoder.weights == "random" and self.train.tuned_layers:
             raise ValueError(
                 "encoder.weights=random has no blocks worth keeping: leave train.tuned_layers out to train from "

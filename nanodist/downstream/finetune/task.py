@@ -37,7 +37,8 @@ class ClassifyTask(LabelledTask):
     def build(self) -> nn.Module:
         """Trunk and linear head."""
         recipe, classes = self.recipe, len(self.labels.targets.classes)
-        self.classifier: Classifier = build_classifier(recipe, classes, self.mean_crop_px(), self.layout)
+        crops = [self.mean_crop_px(zoom) for zoom in recipe.views.zooms]
+        self.classifier: Classifier = build_classifier(recipe, classes, crops, self.layout)
         self._weights = torch.from_numpy(class_weights(recipe, self.labels)).to(self.device)
         return self.classifier
 
@@ -92,7 +93,11 @@ class ClassifyTask(LabelledTask):
 
     def description(self) -> dict[str, Any]:
         """Classes, and how images are read."""
-        return {"classes": list(self.labels.targets.classes), "encoder": dataclasses.asdict(self.classifier.spec)}
+        return {
+            "classes": list(self.labels.targets.classes),
+            "encoder": dataclasses.asdict(self.classifier.spec),
+            "joined": self.classifier.joined,
+        }
 
 
 def class_weights(recipe: FinetuneRecipe, labels: Labels) -> F64:

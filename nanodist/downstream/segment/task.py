@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,8 @@ class SegmentTask(LabelledTask):
         """Trunk and decoder."""
         assert isinstance(self.labels, Masks)
         self.masks: Masks = self.labels
-        self.crop_px = round(self.mean_crop_px())
+        # Windows are cut at one scale, the middle of those that were seen.
+        self.crop_px = round(self.mean_crop_px(geometric_mean(self.recipe.views.zooms)))
         self.segmenter: Segmenter = build_segmenter(self.recipe, len(self.masks.values), self.layout)
         return self.segmenter
 
