@@ -6,6 +6,7 @@ Only rank 0 writes; any process may read at any time.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import importlib.metadata
 import json
@@ -78,6 +79,20 @@ class RunDir:
         with atomic.directory(self.path) as temporary:
             atomic.write_text(temporary / self.recipe_path.name, recipe_yaml)
             atomic.write_json(temporary / self.record_path.name, record)
+
+    def withdraw(self) -> None:
+        """Remove a directory that no start has used, so that another recipe may have its name. For rank 0 only."""
+        if self.record()["starts"]:
+            return
+        folders = (self.checkpoints, self.wandb, self.export_dir, self.report, self.pictures)
+        if any(folder.is_dir() and any(folder.iterdir()) for folder in folders):
+            return
+        for folder in folders:
+            folder.rmdir()
+        self.recipe_path.unlink()
+        self.record_path.unlink()
+        with contextlib.suppress(OSError):  # somebody else's file is in it
+            self.path.rmdir()
 
     def _check_identity(self, fingerprint: str, recipe_yaml: str, what: Mapping[str, Any] | None) -> None:
         record = self.record()

@@ -129,6 +129,9 @@ def _segmented_first(args: argparse.Namespace, options: Options, request: Reques
         raise UserError(f"{gone} does not exist; give micrographs, or folders of them")
     torch.set_num_threads(threads_of_rank(1))
     loaded = load_segmenter(args.run, args.faint)
+    if args.value is not None and args.value not in loaded.values:
+        known = ", ".join(map(str, loaded.values))
+        raise UserError(f"--class {args.value}: {args.run} tells the classes {known} apart; give one of them")
     specimens = {str(path): [path] for path in args.masks if path.is_dir()}
     loose = [path for path in args.masks if not path.is_dir()]
     specimens |= {"files": loose} if loose else {}

@@ -6,6 +6,7 @@ import gzip
 import io
 import logging
 import math
+import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,11 +42,13 @@ logging.getLogger("tifffile").addHandler(logging.NullHandler())
 def count_tiff(path: Path) -> int:
     """How many micrographs a TIFF holds.
 
+    One more where its list of pages breaks off, so that who reads them all comes to one that cannot be read.
+
     Raises:
         UserError: damaged or truncated.
     """
     with _opened(path) as tif:
-        return sum(_planes(series) for series in _series(tif))
+        return sum(_planes(series) for series in _series(tif)) + _breaks_off(tif)
 
 
 def read_tiff(path: Path, page: int = 0) -> Micrograph:
@@ -57,6 +60,8 @@ def read_tiff(path: Path, page: int = 0) -> Micrograph:
     with _opened(path) as tif:
         every = _series(tif)
         total, left = sum(_planes(series) for series in every), page
+        if page == total and _breaks_off(tif):
+            raise ValueError(f"the list of its pages breaks off after {total} micrographs, and what follows is lost")
         if page >= total:
             raise UserError(f"{path} has {total} micrographs, so there is no number {page}")
         number = 0
@@ -115,6 +120,20 @@ def _series(tif: tifffile.TiffFile) -> list[tifffile.TiffPageSeries]:
     if not kept:
         raise ValueError("no image in it")
     return kept
+
+
+def _breaks_off(tif: tifffile.TiffFile) -> bool:
+    """Whether the last page names a next one that is not there; tifffile takes it for the last, silently."""
+    file, layout, last = tif.filehandle, tif.tiff, tif.pages[-1].offset
+    file.seek(last)
+    (tags,) = struct.unpack(layout.tagnoformat, file.read(layout.tagnosize))
+    file.seek(last + layout.tagnosize + tags * layout.tagsize)
+    following = file.read(layout.offsetsize)
+    if len(following) < layout.offsetsize:
+        return True
+    (offset,) = struct.unpack(layout.offsetformat, following)
+    # Some writers lead back to an earlier page.
+    return bool(offset) and (offset >= file.size or offset not in [page.offset for page in tif.pages])
 
 
 def _planes(series: tifffile.TiffPageSeries) -> int:

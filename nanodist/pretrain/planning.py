@@ -29,6 +29,7 @@ from hpc.world_sizes import check_world_size, legal_world_sizes
 from nanodist.encoders import EncoderSpec
 from nanodist.objectives import build_objective
 from nanodist.pretrain.model import TwoViewModel, build_model
+from nanodist.pretrain.preflight_needs import model_size
 from nanodist.pretrain.recipe import PretrainRecipe
 
 # What making the views takes at most, as a multiple of the views; tests of the views hold it.
@@ -91,7 +92,7 @@ class Planner:
         ranks: processes, one a GPU.
 
     Raises:
-        UserError: the recipe's model cannot be built, or its batch cannot be shared so.
+        UserError: the recipe's model cannot be built or takes no views of its size, or its batch cannot be shared so.
     """
 
     def __init__(self, recipe: PretrainRecipe, ranks: int) -> None:
@@ -102,6 +103,7 @@ class Planner:
         if batch % ranks:
             check_world_size(batch, recipe.bn_group_size(), ranks)
         self.samples = batch // ranks
+        model_size(self.recipe)  # says what is wrong with a trunk that does not take the views
         self._model = build_model(self.recipe, any_spec(recipe), Layout(2, 2))
         self._groups = optimizer_groups(self._model, recipe.optimizer)
         self.weights = weigh(self._model, recipe.optimizer)

@@ -148,6 +148,8 @@ def _check_before_start(
     findings = preflight(recipe, store, topology, run.path, world, device)
     wrong = errors(findings)
     if wrong:
+        if topology.is_main:
+            run.withdraw()  # what is to be changed may be a part of what the directory is known by
         raise UserError("; ".join(wrong))
     for finding in findings:
         if finding.level == "warning":

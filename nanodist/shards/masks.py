@@ -37,7 +37,7 @@ def find_masks(specs: Sequence[str], sources: Sequence[Source]) -> dict[Path, Pa
         sources: what is packed.
 
     Raises:
-        UserError: a spec that is none, that fits nothing, a mask that is not there, or two label images of one name.
+        UserError: a spec that is none, that fits nothing, a mask that is not there, or two of one name.
     """
     found: dict[Path, Path] = {}
     for spec in specs:
@@ -93,7 +93,7 @@ def _by_image(files: Sequence[Path]) -> list[dict[str, list[Path]]]:
     numbered: dict[str, list[Path]] = {}
     for file in (f for f in files if f.name.lower().endswith(SUFFIXES)):
         stem = stem_of(file.name)
-        plain[stem.removesuffix(".mask").removesuffix("_mask")] = [file]
+        plain.setdefault(stem.removesuffix(".mask").removesuffix("_mask"), []).append(file)
         if found := _LABELS.match(stem):
             labels.setdefault(found[1], []).append(file)
             # An image may itself have a name that begins like this.

@@ -38,6 +38,22 @@ def test_resume_takes_the_machine_keys_of_the_new_recipe(tmp_path):
     assert "workers: 2" in run.recipe_path.read_text()
 
 
+def test_a_directory_that_no_start_used_can_be_withdrawn_and_no_other(tmp_path):
+    run = RunDir.prepare(tmp_path / "runs" / "a", "seed: 1\n", "f00d", what={"seed": 1})
+    run.withdraw()
+    assert not run.path.exists()
+    run = RunDir.prepare(run.path, "seed: 2\n", "beef", what={"seed": 2})
+    (run.path / "notes.txt").write_text("mine")
+    run.withdraw()
+    assert [path.name for path in run.path.iterdir()] == ["notes.txt"]
+    (run.path / "notes.txt").unlink()
+    run.path.rmdir()
+    run = RunDir.prepare(run.path, "seed: 3\n", "cafe", what={"seed": 3})
+    run.begin_start(TOPOLOGY, first_step=1)
+    run.withdraw()
+    assert run.record()["fingerprint"] == "cafe" and run.recipe_path.exists()
+
+
 @pytest.mark.parametrize("with_what", [True, False])
 def test_another_fingerprint_is_refused_and_the_changed_keys_are_named(tmp_path, with_what):
     def prepare(lr, fingerprint):

@@ -221,6 +221,32 @@ def test_truncated_files(tmp_path, suffix):
             read_micrograph(path)
 
 
+def test_pages_behind_a_broken_list_are_not_lost_silently(tmp_path):
+    path, pages = tmp_path / "stack.tif", noise("uint8", (5, 48, 48))
+    with tifffile.TiffWriter(path) as file:
+        for page in pages:
+            file.write(page, contiguous=False)
+    with tifffile.TiffFile(path) as file:
+        third = file.pages[3].offset
+    path.write_bytes(path.read_bytes()[:third])
+    assert count_micrographs(path) == 4
+    assert all(np.array_equal(read_micrograph(path, n).pixels, pages[n]) for n in range(3))
+    with pytest.raises(UserError, match=r"breaks off after 3 micrographs, and what follows is lost"):
+        read_micrograph(path, 3)
+    with pytest.raises(UserError, match="has 3 micrographs, so there is no number 4"):
+        read_micrograph(path, 4)
+
+
+def test_a_list_of_pages_that_leads_back_to_the_first_is_whole(tmp_path):
+    path = tmp_path / "ring.tif"
+    tifffile.imwrite(path, noise("uint8", (48, 48)), metadata=None)
+    data = bytearray(path.read_bytes())
+    tags = int.from_bytes(data[8:10], "little")
+    data[10 + 12 * tags : 14 + 12 * tags] = (8).to_bytes(4, "little")
+    path.write_bytes(data)
+    assert count_micrographs(path) == 1 and read_micrograph(path).pixels.shape == (48, 48)
+
+
 def test_missing_strips_are_not_filled_with_zeros(tmp_path):
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, noise("uint8", (64, 64)), rowsperstrip=8)

@@ -178,6 +178,9 @@ def test_label_images_of_measure_give_way_to_masks_of_the_plain_name(tmp_path):
     (tmp_path / "rois" / "x.mask.png").unlink()
     with pytest.raises(UserError, match=r"x\.labels\.png and .*x\.labels\.tif would both be the mask of 'x'"):
         found("x.labels.png")
+    (tmp_path / "rois" / "x.labels.png").unlink()
+    with pytest.raises(UserError, match=r"v\.mask\.png and .*v\.tif would both be the mask of 'v': leave one out"):
+        found("v.mask.png", "v.tif")
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,17 @@ def test_what_cannot_run_is_an_error(store, tmp_path, overrides, ranks, words):
     assert len(found) == 1 and words in found[0]
 
 
+def test_what_is_found_before_the_first_step_leaves_no_run_directory_behind(store, tmp_path, capsys):
+    """Its advice changes what the directory is known by, so that the mended recipe would be another run's."""
+    wrong = ["encoder.trunk=vit_tiny_patch16_224", "encoder.trunk_options={}", "train.steps=1"]
+    wrong += ["train.global_batch_size=8", "train.bn_group_size=8", "engine.device=cpu"]
+    assert main(["pretrain", "demo", *SMALL, *wrong, f"data.store={store.path}", f"run_dir={tmp_path / 'a'}"]) == 2
+    assert "does not take views.size_px=32" in capsys.readouterr().err and not (tmp_path / "a").exists()
+    assert main(["plan", "demo", *SMALL, *wrong, "--gpu-memory", "80"]) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1 and "does not take views.size_px=32" in told
+
+
 def test_surplus_ranks_that_may_idle_are_a_warning(store, tmp_path):
     seen = forecast(recipe("engine.surplus_ranks=idle"), store, 3, tmp_path)
     assert errors(seen.findings) == []

@@ -286,6 +286,8 @@ def test_a_run_from_masks_to_masks(store, tmp_path, capsys):
     # The same in one command, by specimens.
     line, notes = ["measure", "--run", str(tmp_path / "run")], str(tmp_path / "notes.txt")
     assert main([*line, notes, "--out", str(tmp_path / "none")]) == 2 and not (tmp_path / "none").exists()
+    assert main([*line, str(images[0].parent), "--class", "7", "--out", str(tmp_path / "none")]) == 2
+    assert "--class 7: " in (told := capsys.readouterr().err) and "tells the classes 0, 255 apart" in told
     (images[0].parent / "notes.txt").write_text("text")
     # As particles, since tracing what so short a training takes for wires would take longer than all else.
     line += [str(images[0].parent), notes, "--as", "mask", "--no-overlays", "--shape", "particles"]
