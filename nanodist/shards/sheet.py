@@ -42,13 +42,14 @@ def draw_sheet(cells: Sequence[tuple[Image.Image, str]], path: Path, side: int =
     columns = int(np.ceil(np.sqrt(len(cells) * side / width)))
     rows = -(-len(cells) // columns)
     cell = side + _GAP
-    sheet = Image.new("L", (columns * (width + _GAP) + _GAP, rows * (cell + _CAPTION) + _GAP), 255)
+    mode = "RGB" if any(picture.mode == "RGB" for picture, _ in cells) else "L"
+    sheet = Image.new(mode, (columns * (width + _GAP) + _GAP, rows * (cell + _CAPTION) + _GAP), "white")
     draw = ImageDraw.Draw(sheet)
     for place, (picture, caption) in enumerate(cells):
         row, column = divmod(place, columns)
         x, y = _GAP + column * (width + _GAP), _GAP + row * (cell + _CAPTION)
         sheet.paste(picture, (x, y))
-        draw.text((x, y + side), caption[-width // 6 :].encode("ascii", "replace").decode(), fill=0)
+        draw.text((x, y + side), caption[-width // 6 :].encode("ascii", "replace").decode(), fill="black")
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path, "PNG")
 

@@ -17,6 +17,7 @@ from hpc import batch_norm
 from hpc.config import apply_overrides, build
 from hpc.errors import UserError
 from nanodist.cli import main
+from nanodist.downstream import neighbours
 from nanodist.downstream.finetune.recipe import DecoderConfig, FinetuneRecipe, LabelsConfig
 from nanodist.downstream.segment import predict
 from nanodist.downstream.segment.data import Masks
@@ -25,9 +26,10 @@ from nanodist.downstream.segment.loss import dice_and_cross_entropy, mean_iou
 from nanodist.downstream.segment.maps import class_maps
 from nanodist.downstream.segment.model import Segmenter
 from nanodist.downstream.segment.predict import LoadedSegmenter, mask_tiff, segment
+from nanodist.downstream.segment.promise import SLACK, DicePromise
 from nanodist.downstream.segment.scores import boundary_f1, image_scores, mean_with_interval
 from nanodist.downstream.segment.task import SegmentTask
-from nanodist.downstream.segment.windows import strips
+from nanodist.downstream.segment.windows import mean_features, strips
 from nanodist.encoders import EncoderSpec, create_trunk
 from nanodist.micrographs import read_micrograph
 from nanodist.shards import PackOptions, Store, pack
@@ -151,6 +153,41 @@ class _Threshold(Segmenter):
         return torch.cat([1 - images, images], 1)
 
 
+def test_the_promised_dice_is_what_masks_drawn_by_the_probabilities_have():
+    rng = np.random.default_rng(0)
+    one = np.clip(rng.normal(np.where(np.hypot(*np.mgrid[-40:40, -40:40]) < 20, 0.8, 0.1), 0.15), 0, 1)
+    likely = np.stack([1 - one, one]).astype(np.float32)
+    mask = likely.argmax(0)
+    drawn = rng.random((200, 80, 80)) < one
+    slack = SLACK * mask.size
+    dice = (2 * (drawn & (mask == 1)).sum((1, 2)) + slack) / (drawn.sum((1, 2)) + mask.sum() + slack)
+    promise = DicePromise((0, 255))
+    for rows in (slice(0, 30), slice(30, 80)):
+        promise.add(likely[:, rows], mask[rows])
+    assert promise.dice() == pytest.approx(dice.mean(), abs=2e-3) and 0.6 < promise.dice() < 0.85
+    sure, empty = DicePromise((0, 1, 2)), DicePromise((0, 1, 2))
+    sure.add(np.stack([mask == 0, mask == 1, mask == 2]).astype(np.float32), mask)
+    empty.add(np.stack([np.full(mask.shape, p) for p in (0.9998, 1e-4, 1e-4)]), np.zeros(mask.shape, int))
+    assert sure.dice() == 1.0 and empty.dice() > 0.98  # nothing there is no bad mask
+    unsure = DicePromise((0, 1, 2))
+    unsure.add(np.stack([np.full(mask.shape, p) for p in (0.4, 0.35, 0.25)]), np.zeros(mask.shape, int))
+    assert unsure.dice() < 0.1
+
+
+def test_features_of_a_micrograph_are_the_mean_over_its_windows():
+    model = Segmenter(
+        create_trunk("test_resnet", 0), 2, EncoderSpec("test_resnet", 32, 0.5, 0.2), DecoderConfig(width=16), True
+    ).eval()
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 64), np.uint8)
+    found = mean_features(model, pixels, 32, 32)
+    windows = [pixels[y : y + 32, x : x + 32] / np.float32(255) for y in (0, 8) for x in (0, 32)]
+    with torch.inference_mode():
+        wanted = model.features(torch.from_numpy(np.stack(windows))[:, None]).double().mean(0).numpy()
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+    small = mean_features(model, pixels[:20], 32, 32)
+    np.testing.assert_allclose(small, mean_features(model, np.pad(pixels[:20], ((0, 12), (0, 0)), "symmetric"), 32, 32))
+
+
 @pytest.mark.parametrize(("shape", "crop"), [((130, 97), 32), ((20, 70), 32), ((64, 64), 64), ((33, 200), 32)])
 def test_windows_cover_a_micrograph_of_any_size_and_turn_back(shape, crop):
     pixels = np.random.default_rng(1).integers(0, 256, shape).astype(np.uint8)
@@ -169,11 +206,11 @@ def test_faint_pixels_continue_a_wire_and_do_not_widen_it():
     plain = LoadedSegmenter(_Threshold(), (0, 255), 32, 32, 1, Path("none"))
     wire = np.zeros(pixels.shape, np.uint8)
     wire[:, 11:15] = 1
-    np.testing.assert_array_equal(segment(plain, pixels), (pixels > 128) * wire)
+    np.testing.assert_array_equal(segment(plain, pixels).classes, (pixels > 128) * wire)
     closed = wire.copy()
     closed[100:102, [11, 14]] = 0  # of a short gap the corners stay open
-    np.testing.assert_array_equal(segment(replace(plain, faint=0.2), pixels), closed)
-    np.testing.assert_array_equal(segment(replace(plain, faint=0.4), pixels), (pixels > 128) * wire)
+    np.testing.assert_array_equal(segment(replace(plain, faint=0.2), pixels).classes, closed)
+    np.testing.assert_array_equal(segment(replace(plain, faint=0.4), pixels).classes, (pixels > 128) * wire)
     # Of several classes a faint pixel has the likeliest one; the ground may be likelier than each and not than all.
     likely = np.asarray([0.45, 0.8, 0.1], np.float32), np.asarray([0.25, 0.15, 0.1], np.float32)
     likely = np.stack([likely[0], likely[1], 1 - likely[0] - likely[1]])[:, None]
@@ -228,7 +265,11 @@ def test_masks_keep_their_pixel_size(tmp_path):
 
 def test_each_micrograph_has_a_mask_of_its_own(tmp_path, monkeypatch):
     """Names with dots, names that are those of numbered ones, and a stack of which one page is blank."""
-    monkeypatch.setattr(predict, "segment", lambda loaded, pixels, progress: np.asarray(pixels > 128, np.uint8))
+
+    def segment(_loaded, pixels, progress):
+        return predict.Segmented(np.asarray(pixels > 128, np.uint8), 1.0)
+
+    monkeypatch.setattr(predict, "segment", segment)
     rng, files = np.random.default_rng(0), ("day1/wire-2", "day1/wire", "day2/wire", "dose_0.5", "dose_0.7")
     for place, name in enumerate(files):
         path = tmp_path / "in" / f"{name}.tif"
@@ -247,6 +288,21 @@ def test_each_micrograph_has_a_mask_of_its_own(tmp_path, monkeypatch):
     assert widths == {"wire-2": 40, "wire": 41, "wire-3": 42, "dose_0.5": 43, "dose_0.7": 44, **stacked}
     with open(tmp_path / "out" / "shares.csv", newline="") as file:
         assert len({row["mask"] for row in csv.DictReader(file)}) == 7
+
+
+def _check_suggested(run, folder, out, store):
+    """Those that are worth a mask; the two ranks kept what they were trained on."""
+    loaded = predict.load_segmenter(run)
+    masks = Masks(_recipe(store).data, DecoderConfig())
+    trained = np.sort(np.concatenate([masks.train, masks.validation]))
+    rows = [mean_features(loaded.model, masks.image(int(i)), loaded.crop_px, loaded.size_px) for i in trained]
+    np.testing.assert_allclose(loaded.reference.rows, neighbours.unit_rows(np.stack(rows)), atol=1e-5)
+    assert main(["suggest", str(run), str(folder), "--out", str(out), "--count", "3"]) == 0
+    with open(out / "suggested.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [row["rank"] for row in table] == ["1", "2", "3"] and len({row["file"] for row in table}) == 3
+    assert all(0 <= float(row["expected_dice"]) <= 1 and 0 <= float(row["distance"]) <= 2 for row in table)
+    assert Image.open(out / "suggested.png").mode == "RGB"
 
 
 def test_a_run_from_masks_to_masks(store, tmp_path, capsys):
@@ -276,6 +332,10 @@ def test_a_run_from_masks_to_masks(store, tmp_path, capsys):
     assert len(list((tmp_path / "out" / "overlays").iterdir())) == 2
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["predicted"] == 2 and "text file" in report["not_predicted"][str(tmp_path / "notes.txt")]
+    with open(tmp_path / "out" / "shares.csv", newline="") as file:
+        shares = list(csv.DictReader(file))
+    assert all(0 < float(row["expected_dice"]) < 1 and float(row["unlike_training"]) > 0 for row in shares)
+    _check_suggested(tmp_path / "run", images[0].parent, tmp_path / "next", store)
     for faint, code in ((0.6, 2), (0.01, 0)):
         again = [*arguments[:-1], "--out", str(tmp_path / "faint"), "--threads", "1", "--faint", str(faint)]
         assert main(again) == code

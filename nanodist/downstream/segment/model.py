@@ -56,6 +56,11 @@ class Segmenter(OnTrunk):
         """Probabilities (n, classes, S, S), in float32 whatever the training ran in."""
         return self._logits(self.normalised(images)).float().softmax(1)
 
+    def features(self, images: Tensor) -> Tensor:
+        """Features (n, d) of the deepest stage, averaged over ``images`` (n, 1, S, S), in float32."""
+        stages: list[Tensor] = self.trunk.forward_intermediates(self.normalised(images), intermediates_only=True)  # type: ignore[operator]
+        return stages[-1].float().mean((-2, -1))
+
     def _logits(self, pixels: Tensor) -> Tensor:
         stages: list[Tensor] = self.trunk.forward_intermediates(pixels, intermediates_only=True)  # type: ignore[operator]
         made = self.head(self.decoder([pixels, *stages[-5:]]))

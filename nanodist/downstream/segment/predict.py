@@ -23,9 +23,11 @@ from hpc.tables import csv_text
 from nanodist.downstream.finetune.load import read_run, size_of
 from nanodist.downstream.finetune.predict import grey, read_each
 from nanodist.downstream.finetune.recipe import DecoderConfig
+from nanodist.downstream.finetune.reference import Reference, read_reference
 from nanodist.downstream.segment.hysteresis import faint_classes, joined
 from nanodist.downstream.segment.model import Segmenter
-from nanodist.downstream.segment.windows import strips, window_count
+from nanodist.downstream.segment.promise import DicePromise
+from nanodist.downstream.segment.windows import mean_features, strips, window_count
 from nanodist.encoders import EncoderSpec, create_trunk
 from nanodist.fitting import DAMAGED, fitting, refuse_options
 from nanodist.micrographs import Micrograph
@@ -45,6 +47,7 @@ class LoadedSegmenter:
     Attributes:
         faint: pixels of at least this probability (of all classes but the background) belong to what they continue;
             ``None``: they do not.
+        reference: knows what the training images looked like; ``None`` where the run does not keep it.
     """
 
     model: Segmenter
@@ -54,6 +57,20 @@ class LoadedSegmenter:
     symmetries: int
     checkpoint: Path
     faint: float | None = None
+    reference: Reference | None = None
+
+
+@dataclass(frozen=True)
+class Segmented:
+    """A segmented micrograph.
+
+    Attributes:
+        classes: (H, W) places in the ``values`` of the model.
+        expected_dice: the Dice of the mask that the probabilities themselves promise, from 0 to 1.
+    """
+
+    classes: U8
+    expected_dice: float
 
 
 def load_segmenter(run_dir: str | Path, faint: float | None = None) -> LoadedSegmenter:
@@ -79,12 +96,13 @@ def load_segmenter(run_dir: str | Path, faint: float | None = None) -> LoadedSeg
         symmetries = size_of(task["symmetries"], "symmetries", 8)
     except DAMAGED as error:
         raise UserError(f"{run_dir}: cannot load the model: {' '.join(str(error).split())[:300]}") from None
-    return LoadedSegmenter(model.float().eval(), values, crop_px, size_px, symmetries, folder, faint)
+    known = read_reference(Path(run_dir))
+    return LoadedSegmenter(model.float().eval(), values, crop_px, size_px, symmetries, folder, faint, known)
 
 
-def segment(loaded: LoadedSegmenter, pixels: npt.NDArray[Any], progress: bool = False) -> U8:
-    """The classes (H, W) of a uint8 or uint16 micrograph, as places in ``loaded.values``."""
-    low = loaded.faint
+def segment(loaded: LoadedSegmenter, pixels: npt.NDArray[Any], progress: bool = False) -> Segmented:
+    """The classes of a uint8 or uint16 micrograph (H, W), and how sure of them the model is."""
+    low, promise = loaded.faint, DicePromise(loaded.values)
     bar = Progress(window_count(pixels.shape, loaded.crop_px), "segmenting", "windows", enabled=progress)
     made = strips(loaded.model, pixels, loaded.crop_px, loaded.size_px, loaded.symmetries, bar.update)
     classes = np.empty(pixels.shape, np.uint8)
@@ -92,10 +110,11 @@ def segment(loaded: LoadedSegmenter, pixels: npt.NDArray[Any], progress: bool = 
     for y, likely in made:
         rows = slice(y, y + likely.shape[1])
         classes[rows] = likely.argmax(0)
+        promise.add(likely, classes[rows])
         if low is not None:
             faint[rows] = faint_classes(likely, low)
     bar.close()
-    return classes if low is None else joined(classes, faint)
+    return Segmented(classes if low is None else joined(classes, faint), promise.dice())
 
 
 def predict_masks(loaded: LoadedSegmenter, paths: Sequence[Path], out: Path) -> dict[str, str]:
@@ -112,13 +131,15 @@ def predict_masks(loaded: LoadedSegmenter, paths: Sequence[Path], out: Path) -> 
     loaded.model.to(inference_device())
     rows = read_each(paths, lambda file, page, each: _one(loaded, file, page, each, out, names), problems)
     header = ["file", "page", "mask", "pixel_size_y_nm", *(f"share_{value}" for value in loaded.values)]
-    atomic.write_text(out / SHARES, csv_text(header, rows))
+    atomic.write_text(out / SHARES, csv_text([*header, "expected_dice", "unlike_training"], rows))
+    strange = [row[0] for row in rows if row[-1] and float(row[-1]) > 1]
     document = {
         "schema": 1,
         "checkpoint": str(loaded.checkpoint),
         "classes": list(loaded.values),
         "faint": loaded.faint,
         "predicted": len(rows),
+        "unlike_anything_in_training": strange,
         "not_predicted": problems,
     }
     atomic.write_json(out / REPORT, document)
@@ -129,8 +150,9 @@ def _one(
     loaded: LoadedSegmenter, file: Path, page: int, micrograph: Micrograph, out: Path, names: set[str]
 ) -> list[Any]:
     """Segment one micrograph and write its files, under a name that is not yet in ``names``; the row of the table."""
-    pixels = grey(file, micrograph, max(8, loaded.crop_px // 4))
-    classes = segment(loaded, pixels, progress=pixels.size > 2**24)
+    pixels = grey(file, micrograph, least_px(loaded))
+    made = segment(loaded, pixels, progress=pixels.size > 2**24)
+    classes, known = made.classes, loaded.reference
     name = stem_of(file.name) + (f"-p{page}" if page or int(micrograph.metadata.get("pages", 1)) > 1 else "")
     # Files of one name from several folders are numbered, past those that have such a name already.
     numbered = (f"{name}-{number}" for number in itertools.count(2))
@@ -142,10 +164,22 @@ def _one(
     # Narrow types, and counts class by class: in 64 bits each would take eight times the micrograph.
     values = np.asarray(loaded.values, np.uint8 if max(loaded.values) < 256 else np.uint16)
     atomic.write_bytes(mask, mask_tiff(values[classes], micrograph.pixel_size_nm))
-    atomic.write_bytes(out / "overlays" / f"{stem}.png", _overlay(pixels, classes))
+    atomic.write_bytes(out / "overlays" / f"{stem}.png", _png(overlay(pixels, classes)))
     shares = [np.count_nonzero(classes == place) / classes.size for place in range(len(loaded.values))]
     size = "" if micrograph.pixel_size_nm is None else f"{micrograph.pixel_size_nm[0]:g}"
-    return [str(file), page, str(mask.relative_to(out)), size, *(f"{share:.6f}" for share in shares)]
+    unlike = "" if known is None else f"{known.unlikeness(features_of(loaded, pixels)[None])[0]:.3f}"
+    row = [str(file), page, str(mask.relative_to(out)), size, *(f"{share:.6f}" for share in shares)]
+    return [*row, f"{made.expected_dice:.4f}", unlike]
+
+
+def least_px(loaded: LoadedSegmenter) -> int:
+    """The shortest side of a micrograph that is segmented."""
+    return max(8, loaded.crop_px // 4)
+
+
+def features_of(loaded: LoadedSegmenter, pixels: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Features (d,) of the trunk, averaged over a micrograph."""
+    return mean_features(loaded.model, pixels, loaded.crop_px, loaded.size_px)
 
 
 def mask_tiff(mask: npt.NDArray[Any], pixel_size_nm: tuple[float, float] | None) -> bytes:
@@ -160,14 +194,18 @@ def mask_tiff(mask: npt.NDArray[Any], pixel_size_nm: tuple[float, float] | None)
     return buffer.getvalue()
 
 
-def _overlay(pixels: U8, classes: U8) -> bytes:
-    """A PNG of the micrograph with the classes in colour, at most 2048 pixels a side."""
+def overlay(pixels: U8, classes: U8) -> U8:
+    """The micrograph (H, W, 3) with the classes in colour, at most 2048 pixels a side."""
     step = max(1, -(-max(pixels.shape) // OVERLAY_PX))
     grey_, shown = pixels[::step, ::step], classes[::step, ::step]
     picture = np.repeat(grey_[..., None], 3, axis=2).astype(np.float32)
     for place in range(1, int(shown.max(initial=0)) + 1):
         colour = np.asarray(COLOURS[(place - 1) % len(COLOURS)], np.float32)
         picture[shown == place] = 0.6 * picture[shown == place] + 0.4 * colour
+    return picture.astype(np.uint8)
+
+
+def _png(picture: U8) -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(picture.astype(np.uint8)).save(buffer, "PNG")
+    Image.fromarray(picture).save(buffer, "PNG")
     return buffer.getvalue()

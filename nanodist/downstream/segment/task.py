@@ -17,16 +17,18 @@ from hpc import atomic
 from hpc.collectives import sum_of_shares
 from nanodist.downstream.finetune.base import LabelledTask
 from nanodist.downstream.finetune.data import LabelledBatch
+from nanodist.downstream.finetune.reference import write_reference
 from nanodist.downstream.segment import overlays
 from nanodist.downstream.segment.data import Masks
 from nanodist.downstream.segment.loss import dice_and_cross_entropy, mean_iou
 from nanodist.downstream.segment.maps import class_maps
 from nanodist.downstream.segment.model import Segmenter, build_segmenter
 from nanodist.downstream.segment.scores import ImageScores, image_scores, write_scores
-from nanodist.downstream.segment.windows import strips
+from nanodist.downstream.segment.windows import mean_features, strips
 
 I64 = npt.NDArray[np.int64]
 F64 = npt.NDArray[np.float64]
+KNOWN = 2000  # images that the run keeps the features of
 
 
 class SegmentTask(LabelledTask):
@@ -113,11 +115,28 @@ class SegmentTask(LabelledTask):
         if self.group is not None:
             every = [sent] * self.topology.world_size
             dist.all_gather_object(every, sent, group=self.group)
+        known = self._known()
         if not self.topology.is_main:
             return ""
+        write_reference(folder, known)
         scores = sorted((one for part, _ in every for one in part), key=lambda one: one.number)
         self._keep_worst(folder / "report", overlays.worst([one for _, part in every for one in part]))
         return write_scores(folder, self.recipe, self.masks, scores, checkpoint, fingerprint)
+
+    def _known(self) -> F64:
+        """Features (n, d) of images that were trained on, of very many evenly taken; collective."""
+        numbers = np.sort(np.concatenate([self.labels.train, self.labels.validation]))
+        numbers = numbers[np.unique(np.linspace(0, len(numbers) - 1, min(len(numbers), KNOWN)).round().astype(int))]
+        mine = range(self.topology.rank, len(numbers), self.topology.world_size)
+        self.module.eval()
+        shape = (self.crop_px, self.recipe.views.size_px)
+        rows = {i: mean_features(self.segmenter, self.labels.image(int(numbers[i])), *shape) for i in mine}
+        every = [rows]
+        if self.group is not None:
+            every = [rows] * self.topology.world_size
+            dist.all_gather_object(every, rows, group=self.group)
+        found = {i: row for part in every for i, row in part.items()}
+        return np.stack([found[i] for i in range(len(numbers))])
 
     def _keep_worst(self, folder: Path, found: list[overlays.Overlay]) -> None:
         targets, names = self.masks.targets, []

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from nanodist.shards.tiles import tile_starts
 
 AT_ONCE = 8
 F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
 
 
 @torch.inference_mode()
@@ -43,10 +45,7 @@ def strips(
         progress: called with the number of windows of each finished row.
     """
     height, width = pixels.shape
-    pad = (max(0, crop_px - height), max(0, crop_px - width))
-    if any(pad):
-        # A micrograph that is smaller than a window is continued by its mirror image.
-        pixels = np.pad(pixels, ((0, pad[0]), (0, pad[1])), mode="symmetric")
+    pixels = _at_least(pixels, crop_px)
     weights = _weights(crop_px)
     columns = tile_starts(pixels.shape[1], crop_px, crop_px // 2)
     rows = tile_starts(pixels.shape[0], crop_px, crop_px // 2)
@@ -55,8 +54,8 @@ def strips(
     for place, y in enumerate(rows):
         for first in range(0, len(columns), AT_ONCE):
             some = columns[first : first + AT_ONCE]
-            windows = np.stack([to_unit(np.ascontiguousarray(pixels[y : y + crop_px, x : x + crop_px])) for x in some])
-            made = _probabilities(model, torch.from_numpy(windows)[:, None].to(device), size_px, turns).cpu().numpy()
+            windows = _cut(pixels, [(y, x) for x in some], crop_px).to(device)
+            made = _probabilities(model, windows, size_px, turns).cpu().numpy()
             for x, p in zip(some, made, strict=True):
                 held[:-1, :, x : x + crop_px] += p * weights
                 held[-1, :, x : x + crop_px] += weights
@@ -71,6 +70,43 @@ def strips(
         held[:, crop_px - done :] = 0
 
 
+@torch.inference_mode()
+def mean_features(model: Segmenter, pixels: npt.NDArray[Any], crop_px: int, size_px: int) -> F64:
+    """Features (d,) of the trunk, averaged over the windows side by side that ``pixels`` (H, W) are seen in.
+
+    Args:
+        model: in eval mode.
+        pixels, crop_px, size_px: as :func:`strips` has them.
+    """
+    pixels, device = _at_least(pixels, crop_px), next(model.parameters()).device
+    rows, columns = (tile_starts(side, crop_px, 0) for side in pixels.shape)
+    places, total = list(itertools.product(rows, columns)), torch.zeros((), dtype=torch.float64)
+    for first in range(0, len(places), AT_ONCE):
+        shown = _resized(_cut(pixels, places[first : first + AT_ONCE], crop_px).to(device), size_px)
+        total = total + model.features(shown).double().sum(0).cpu()
+    return np.asarray((total / len(places)).numpy())
+
+
+def _at_least(pixels: npt.NDArray[Any], side: int) -> npt.NDArray[Any]:
+    """A micrograph that is smaller than a window is continued by its mirror image."""
+    pad = [(0, max(0, side - extent)) for extent in pixels.shape]
+    return np.pad(pixels, pad, mode="symmetric") if any(more for _, more in pad) else pixels
+
+
+def _cut(pixels: npt.NDArray[Any], places: Sequence[tuple[int, int]], side: int) -> Tensor:
+    """The windows (n, 1, side, side) in [0, 1] that begin at ``places`` (y, x)."""
+    windows = [to_unit(np.ascontiguousarray(pixels[y : y + side, x : x + side])) for y, x in places]
+    return torch.from_numpy(np.stack(windows))[:, None]
+
+
+def _resized(windows: Tensor, size_px: int) -> Tensor:
+    if windows.shape[-1] == size_px:
+        return windows
+    return functional.interpolate(
+        windows, size=(size_px, size_px), mode="bilinear", align_corners=False, antialias=True
+    )
+
+
 def window_count(shape: tuple[int, ...], crop_px: int) -> int:
     """Windows of a micrograph, for a progress line."""
     rows, columns = (len(tile_starts(max(side, crop_px), crop_px, crop_px // 2)) for side in shape)
@@ -78,12 +114,7 @@ def window_count(shape: tuple[int, ...], crop_px: int) -> int:
 
 
 def _probabilities(model: Segmenter, windows: Tensor, size_px: int, turns: int) -> Tensor:
-    crop_px = windows.shape[-1]
-    shown = windows
-    if crop_px != size_px:
-        shown = functional.interpolate(
-            windows, size=(size_px, size_px), mode="bilinear", align_corners=False, antialias=True
-        )
+    crop_px, shown = windows.shape[-1], _resized(windows, size_px)
     total = torch.zeros(())
     for number, turned in enumerate(symmetries(shown, turns)):
         total = total + turned_back(model.predict(turned), number)
