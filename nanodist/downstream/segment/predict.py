@@ -102,7 +102,7 @@ def load_segmenter(run_dir: str | Path, faint: float | None = None) -> LoadedSeg
 
 def segment(loaded: LoadedSegmenter, pixels: npt.NDArray[Any], progress: bool = False) -> Segmented:
     """The classes of a uint8 or uint16 micrograph (H, W), and how sure of them the model is."""
-    low, promise = loaded.faint, DicePromise(loaded.values)
+    low, promise = loaded.faint, DicePromise(len(loaded.values))
     bar = Progress(window_count(pixels.shape, loaded.crop_px), "segmenting", "windows", enabled=progress)
     made = strips(loaded.model, pixels, loaded.crop_px, loaded.size_px, loaded.symmetries, bar.update)
     classes = np.empty(pixels.shape, np.uint8)
