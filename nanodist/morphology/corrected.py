@@ -25,10 +25,11 @@ def roi_files(source: Path) -> list[Path]:
 
 
 def convert_rois(source: Path, images: Path, out: Path, instances: bool) -> int:
-    """Write a PNG of numbers for each ROI set, under the name of its image, and the number of sets.
+    """Write a PNG of numbers for each ROI set, under the name and in the subfolder of its image; the number of sets.
 
     A set ``NAME.zip``, ``NAME.rois.zip`` or ``00001-NAME.rois.zip`` (as ``nanodist measure --rois`` writes), or
-    napari's ``NAME.csv`` of shapes, is of the image ``NAME`` in ``images``, whose size the mask has.
+    napari's ``NAME.csv`` of shapes, is of the image ``NAME`` in ``images``, whose size the mask has; of an image in a
+    subfolder, ``FOLDER-NAME`` is as good.
 
     Args:
         source: folder of ROI sets, or one.
@@ -46,7 +47,7 @@ def convert_rois(source: Path, images: Path, out: Path, instances: bool) -> int:
             reader = read_napari if path.suffix.lower() == ".csv" else read_imagej
             layers = reader(path, read_micrograph(image).pixels.shape[-2:])
             mask = labels_of(layers) if instances else labels_of(layers) > 0
-            target = temporary / f"{_of_image(stem_of(image.name))}.png"
+            target = temporary / image.relative_to(images).parent / f"{_of_image(stem_of(image.name))}.png"
             if target.exists():
                 raise UserError(f"{path}: another set is of the image '{image.name}' too; leave one out")
             write_mask(target, mask)
@@ -59,7 +60,9 @@ def _by_stem(images: Path) -> dict[str, list[Path]]:
         raise UserError(f"--images {images} is no folder; give that of the micrographs, whose sizes masks have")
     known: dict[str, list[Path]] = {}
     for path in sorted(p for p in images.rglob("*") if p.is_file() and is_named_like_one(p)):
-        known.setdefault(_of_image(stem_of(path.name)), []).append(path)
+        name, inner = _of_image(stem_of(path.name)), path.relative_to(images).parent.parts
+        for each in {name, "-".join([*inner, name])}:
+            known.setdefault(each, []).append(path)
     return known
 
 

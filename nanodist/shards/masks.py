@@ -32,8 +32,8 @@ def find_masks(specs: Sequence[str], sources: Sequence[Source]) -> dict[Path, Pa
     Args:
         specs: ``FOLDER=MASKS`` (the mask of ``FOLDER/a/x.tif`` is ``MASKS/a/x.*``, ``x.mask.*``, ``x_mask.*`` or, as
             ``nanodist measure --rois`` writes, ``x.labels.*`` or ``00001-x.labels.*``, where there is none of those
-            before; the last folder of that name is meant) or ``FILE.csv:COLUMN`` (paths from the CSV's folder); of
-            several, the first that has one counts.
+            before, or ``MASKS/00001-a-x.labels.*``; the last folder of that name is meant) or ``FILE.csv:COLUMN``
+            (paths from the CSV's folder); of several, the first that has one counts.
         sources: what is packed.
 
     Raises:
@@ -74,11 +74,14 @@ def _from_folders(spec: str, sources: Sequence[Source]) -> dict[Path, Path]:
         places = [i for i, part in enumerate(parts[:-1]) if part == images]
         if not places:
             continue
-        folder = Path(*parts[: places[-1]], masks, *parts[places[-1] + 1 : -1])
-        if folder not in folders:
-            folders[folder] = _by_image(sorted(folder.iterdir()) if folder.is_dir() else [])
+        root, inner = Path(*parts[: places[-1]], masks), parts[places[-1] + 1 : -1]
+        folder = root.joinpath(*inner)
+        for each in {folder, root} - folders.keys():
+            folders[each] = _by_image(sorted(each.iterdir()) if each.is_dir() else [])
         name = stem_of(source.path.name)
         found = next((kind[name] for kind in folders[folder] if name in kind), [])
+        if inner and not found:  # measure --rois writes all into one folder
+            found = folders[root][-1].get("-".join([*inner, name]), [])
         if len(found) > 1:
             raise UserError(f"{found[0]} and {found[1]} would both be the mask of '{name}': leave one out")
         if found:

@@ -334,6 +334,26 @@ def test_corrected_masks_find_their_images(tmp_path):
     assert main([*pack, "--masks", "images=rois", "--out", str(tmp_path / "twice")]) == 2
 
 
+def test_corrected_masks_of_images_in_subfolders_find_them(tmp_path):
+    """Two of one name; ``measure --rois`` writes both into one folder."""
+    pytest.importorskip("roifile")
+    wires = {"day1": (20, 20, 60, 30, 8.0), "day2": (30, 60, 90, 70, 12.0)}
+    for day, wire in wires.items():
+        _png(tmp_path / "masks" / day / "x.png", _wires(wire)[0])
+        _png(tmp_path / "images" / day / "x.png", np.random.default_rng(0).integers(0, 200, SHAPE, np.uint8))
+    assert main(["measure", str(tmp_path / "masks"), "--out", str(tmp_path / "out"), "--rois"]) == 0
+    (tmp_path / "out" / "rois").rename(tmp_path / "rois")
+    back = ["masks", str(tmp_path / "rois"), "--images", str(tmp_path / "images"), "--out", str(tmp_path / "back")]
+    assert main(back) == 0
+    pack = ["pack", str(tmp_path / "images"), "--tile", "none", "--workers", "1"]
+    for masks in ("back", "rois"):
+        assert main([*pack, "--masks", f"images={masks}", "--out", str(tmp_path / f"store-{masks}")]) == 0
+        store = Store.open(tmp_path / f"store-{masks}")
+        found = {sample.source: (read_mask_of(store, i) > 0) for i, sample in enumerate(store.samples)}
+        for day, wire in wires.items():
+            np.testing.assert_array_equal(next(m for s, m in found.items() if day in s), _wires(wire)[0])
+
+
 def test_what_is_written_of_a_packed_mask_has_its_name(tmp_path):
     tifffile.imwrite(tmp_path / "m.tif", _wires((30, 30, 90, 80, 7.0))[0].astype(np.uint8))
     with gzip.open(tmp_path / "m.tif.gz", "wb") as file:
