@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import csv
-import functools
 import json
-import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from hpc.config import read_yaml
+from hpc.config import flatten, read_yaml, to_dict
 from hpc.errors import UserError
 from hpc.run_dir import RunDir
 from nanodist.downstream.labels import Budget
@@ -135,20 +133,21 @@ def read_run(path: Path, by: Sequence[str] = ()) -> Finished:
 
 
 def recipe_values(path: Path, keys: Sequence[str]) -> Row:
-    """Values of the recipe of a run, by dotted key.
+    """Values of the recipe of a run, by dotted key; of one older than a key, the value that it has by itself.
 
     Raises:
-        UserError: the recipe cannot be read, or has no such key.
+        UserError: the recipe cannot be read, or there is no such key.
     """
     file = RunDir(path).recipe_path
-    recipe = read_yaml(file, "recipe") if keys else {}
-    found: Row = {}
+    given = flatten(read_yaml(file, "recipe")) if keys else {}
+    if not given.keys() >= set(keys):
+        from nanodist.downstream.finetune.recipe import FinetuneRecipe
+
+        given = {**flatten(to_dict(FinetuneRecipe())), **given}
     for key in keys:
-        try:
-            found[key] = functools.reduce(operator.getitem, key.split("."), recipe)
-        except (KeyError, TypeError):
-            raise UserError(f"{file} has no '{key}': write it as in the recipe, such as train.steps") from None
-    return found
+        if key not in given:
+            raise UserError(f"{file} has no '{key}': write it as in the recipe, such as train.steps")
+    return {key: given[key] for key in keys}
 
 
 def _classified(rows: Sequence[dict[str, str]]) -> tuple[tuple[Unit, ...], dict[tuple[str, str], F64]]:

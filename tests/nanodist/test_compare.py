@@ -157,17 +157,17 @@ def test_values_of_the_recipe_tell_settings_apart(tmp_path: Path, capsys: pytest
     gains = {row["baseline"]: row["mean"] for row in found["differences"]}
     assert gains == pytest.approx({name: rows[base] - rows[name] for name in list(rows)[1:]}, abs=2e-6)
     refused = ["compare", *map(str, runs), "--out", str(tmp_path / "no")]
-    (tmp_path / "long" / "recipe.yaml").write_text("train: {}\n")
-    assert (
-        main([*refused, "--by", "train.steps"]) == 2
-        and main([*refused, "--by", "seed.more"]) == 2
-        and main(refused) == 2
-    )
+    assert main([*refused, "--by", "train.step"]) == 2 and main([*refused, "--by", "seed.more"]) == 2
+    assert main(refused) == 2
     errors = capsys.readouterr().err.splitlines()
-    assert (
-        f"{tmp_path / 'long' / 'recipe.yaml'} has no 'train.steps'" in errors[0] and "has no 'seed.more'" in errors[1]
-    )
+    assert f"{tmp_path / 'p' / 'recipe.yaml'} has no 'train.step'" in errors[0] and "has no 'seed.more'" in errors[1]
     assert "differ in nothing that is compared" in errors[2] and "--by" in errors[2] and len(errors) == 3
+    # A run from before there was a key has what the key is by itself.
+    (tmp_path / "long" / "recipe.yaml").write_text("train: {zooms: joined}\n")
+    found = compared(tmp_path / "zooms", *runs, more=("--by", "train.zooms"))
+    names = {row["setting"] for row in found["rows"]}
+    given, scratch = "pretrained, fine-tuned, train.zooms drawn", "from scratch, train.zooms"
+    assert names == {given, f"{scratch} drawn", f"{scratch} joined"}
 
 
 def test_what_cannot_be_compared_is_said_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
