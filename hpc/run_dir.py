@@ -84,14 +84,14 @@ class RunDir:
         """Remove a directory that no start has used, so that another recipe may have its name. For rank 0 only."""
         if self.record()["starts"]:
             return
-        folders = (self.checkpoints, self.wandb, self.export_dir, self.report, self.pictures)
-        if any(folder.is_dir() and any(folder.iterdir()) for folder in folders):
-            return
-        for folder in folders:
-            folder.rmdir()
-        self.recipe_path.unlink()
-        self.record_path.unlink()
-        with contextlib.suppress(OSError):  # somebody else's file is in it
+        folders = [self.checkpoints, self.wandb, self.export_dir, self.report, self.pictures]
+        with contextlib.suppress(OSError):
+            if {*self.path.iterdir()} != {*folders, self.recipe_path, self.record_path}:
+                return  # somebody else's file is in it
+            for folder in folders:
+                folder.rmdir()
+            self.recipe_path.unlink()
+            self.record_path.unlink()
             self.path.rmdir()
 
     def _check_identity(self, fingerprint: str, recipe_yaml: str, what: Mapping[str, Any] | None) -> None:

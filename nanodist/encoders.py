@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -63,8 +62,10 @@ class EncoderSpec:
         """Raise ``ValueError`` for what no encoder is trained with."""
         if not 1 <= self.image_size <= MOST:
             raise ValueError(f"image_size is {self.image_size}; it must be from 1 to {MOST}")
-        if not (math.isfinite(self.mean) and math.isfinite(self.std)):
+        if not (abs(self.mean) < 1e6 and abs(self.std) < 1e6):
             raise ValueError("mean and std must be finite")
+        if self.normalise == "store" and self.std <= 0:
+            raise ValueError(f"std is {self.std}; what images are divided by must be above 0")
         if not 1 <= len(self.looks) <= 64:
             raise ValueError(f"there are {len(self.looks)} looks; from 1 to 64 are possible")
         check_looks(self.looks)

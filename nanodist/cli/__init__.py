@@ -17,7 +17,7 @@ COMMANDS = {
     "synth": "Make synthetic micrographs with exact ground truth.",
     "pack": "Pack micrographs into a store of WebDataset shards.",
     "index": "Make a store of shards that webdataset wrote, without changing them.",
-    "masks": "Turn colour-coded masks or COCO annotations into masks that pack takes.",
+    "masks": "Turn colour-coded masks, COCO annotations or ROIs into masks that pack takes.",
     "inspect": "Show what a store holds.",
     "verify": "Check every hash of a store and decode every sample.",
     "plan": "Predict memory, traffic and speed of a recipe on a cluster, and propose how to run it.",

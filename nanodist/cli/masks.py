@@ -21,8 +21,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--images", type=Path, metavar="FOLDER", help="ROIs: the micrographs, whose names and sizes masks get."
     )
+    parser.add_argument(
+        "--value",
+        type=int,
+        default=1,
+        metavar="N",
+        help="ROIs: what masks hold where there is material, as those that they lie beside have it (default 1).",
+    )
     parser.add_argument("--colors", type=Path, metavar="FILE.csv", help="Class of each colour (columns color, class).")
     parser.add_argument("--nearest", action="store_true", help="Other colours take the class of the nearest one.")
+
+
+def _pictures(folder: Path) -> bool:
+    from nanodist.micrographs import is_named_like_one
+
+    return any(is_named_like_one(path) for path in folder.iterdir())
 
 
 def run(args: argparse.Namespace) -> int:
@@ -37,9 +50,16 @@ def run(args: argparse.Namespace) -> int:
     if rois and (args.images is not None or args.source.is_file()):
         if colours_wanted or args.images is None:
             raise UserError(f"{args.source} holds ROIs: give --images FOLDER (their micrographs), and no colours")
-        count = convert_rois(args.source, args.images, args.out, args.instances)
-        print(f"{args.out}: {count} masks, {'objects from 1 on' if args.instances else '1 material'}, 0 background")
+        if not 1 <= args.value <= 65535 or (args.instances and args.value != 1):
+            raise UserError("--value is a whole number from 1 to 65535, and of no use with --instances")
+        count = convert_rois(args.source, args.images, args.out, args.instances, args.value)
+        what = "objects from 1 on" if args.instances else f"{args.value} material"
+        print(f"{args.out}: {count} masks, {what}, 0 background")
         return 0
+    if not args.source.exists():
+        raise UserError(f"{args.source} does not exist; give a COCO file, a folder of coloured masks, or ROIs")
+    if rois and not _pictures(args.source):
+        raise UserError(f"{args.source} holds ROIs: give --images FOLDER, their micrographs")
     if args.images is not None:
         raise UserError(f"--images is for ROIs of ImageJ or napari, and {args.source} holds none (.zip, .roi, .csv)")
     if args.source.is_dir():

@@ -132,6 +132,10 @@ def _segmented_first(args: argparse.Namespace, options: Options, request: Reques
     if args.value is not None and args.value not in loaded.values:
         known = ", ".join(map(str, loaded.values))
         raise UserError(f"--class {args.value}: {args.run} tells the classes {known} apart; give one of them")
+    materials = [value for value in loaded.values if value]
+    if args.value is None and args.meaning == "auto" and len(materials) > 1:
+        known = ", ".join(map(str, materials))
+        raise UserError(f"{args.run} tells several materials apart; say with --class which is measured: {known}")
     specimens = {str(path): [path] for path in args.masks if path.is_dir()}
     loose = [path for path in args.masks if not path.is_dir()]
     specimens |= {"files": loose} if loose else {}

@@ -176,6 +176,8 @@ def _pack(args: argparse.Namespace, ranks: Ranks) -> int:
     )
     if ranks.rank == 0:
         _print(store, time.monotonic() - began)
+        if args.append and args.masks:
+            print("images that the store had keep the masks that they had: to take corrected ones, pack a new store")
     return 0
 
 
@@ -205,7 +207,7 @@ def _options(args: argparse.Namespace) -> PackOptions:
 
 
 def _print(store: Store, seconds: float) -> None:
-    from nanodist.shards.summary import set_aside
+    from nanodist.shards.summary import masks, set_aside
 
     facts = store.manifest.statistics
     labels = f", {len(facts['labels'])} labels" if facts["labels"] else ""
@@ -214,6 +216,8 @@ def _print(store: Store, seconds: float) -> None:
         f"{len(store.manifest.shards)} shards, {sum(s.bytes for s in store.manifest.shards) / 1e6:.1f} MB, "
         f"{seconds:.1f} s"
     )
+    if masked := masks(store):
+        print(f"masks: {masked}")
     for line in set_aside(store.manifest):
         print(f"set aside {line}")
     joined = facts.get("near_duplicates") or {}

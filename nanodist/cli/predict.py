@@ -32,6 +32,8 @@ def run(options: argparse.Namespace) -> int:
     from nanodist.downstream.finetune.load import kind_of, load_classifier
     from nanodist.downstream.finetune.predict import REPORT, predict
 
+    if options.threads < 0:
+        raise UserError(f"--threads is {options.threads}; give a number of threads, or 0 for the cores that there are")
     torch.set_num_threads(options.threads or threads_of_rank(1))
     kind = kind_of(options.run)
     if options.faint is not None and kind == "classification":

@@ -124,7 +124,10 @@ def _series(tif: tifffile.TiffFile) -> list[tifffile.TiffPageSeries]:
 
 def _breaks_off(tif: tifffile.TiffFile) -> bool:
     """Whether the last page names a next one that is not there; tifffile takes it for the last, silently."""
-    file, layout, last = tif.filehandle, tif.tiff, tif.pages[-1].offset
+    try:
+        file, layout, last = tif.filehandle, tif.tiff, tif.pages[-1].offset
+    except Exception:  # the last page cannot be read, which is said when it is asked for
+        return False
     file.seek(last)
     (tags,) = struct.unpack(layout.tagnoformat, file.read(layout.tagnosize))
     file.seek(last + layout.tagnosize + tags * layout.tagsize)

@@ -24,7 +24,7 @@ def roi_files(source: Path) -> list[Path]:
     return [p for p in paths if p.suffix.lower() in ROI_FILES and not p.name.endswith(_LINES) and p.is_file()]
 
 
-def convert_rois(source: Path, images: Path, out: Path, instances: bool) -> int:
+def convert_rois(source: Path, images: Path, out: Path, instances: bool, value: int = 1) -> int:
     """Write a PNG of numbers for each ROI set, under the name and in the subfolder of its image; the number of sets.
 
     A set ``NAME.zip``, ``NAME.rois.zip`` or ``00001-NAME.rois.zip`` (as ``nanodist measure --rois`` writes), or
@@ -35,7 +35,8 @@ def convert_rois(source: Path, images: Path, out: Path, instances: bool) -> int:
         source: folder of ROI sets, or one.
         images: folder of the micrographs, at any depth, or of their masks.
         out: a new folder; appears whole or not at all.
-        instances: number the objects from 1 on (a later ROI on top); otherwise material is 1.
+        instances: number the objects from 1 on (a later ROI on top); otherwise material is ``value``.
+        value: see above.
 
     Raises:
         UserError: a set without an image, or that cannot be read; names the file.
@@ -46,7 +47,7 @@ def convert_rois(source: Path, images: Path, out: Path, instances: bool) -> int:
             image = _image_of(path, known, images)
             reader = read_napari if path.suffix.lower() == ".csv" else read_imagej
             layers = reader(path, read_micrograph(image).pixels.shape[-2:])
-            mask = labels_of(layers) if instances else labels_of(layers) > 0
+            mask = labels_of(layers) if instances else value * (labels_of(layers) > 0)
             target = temporary / image.relative_to(images).parent / f"{_of_image(stem_of(image.name))}.png"
             if target.exists():
                 raise UserError(f"{path}: another set is of the image '{image.name}' too; leave one out")

@@ -26,6 +26,7 @@ from hpc.errors import UserError
 Floats = npt.NDArray[np.float64]
 _LARGEST_FILE = 2**28
 _MOST_ROIS = 100_000
+_NO_AREAS = ("LINE", "FREELINE", "POLYLINE", "ANGLE", "POINT", "NOROI", "UNKNOWN")
 
 
 def needs_roifile(what: str) -> None:
@@ -69,7 +70,7 @@ def write_shapes(path: Path, lines: Sequence[Floats]) -> None:
 
 
 def write_imagej(path: Path, mask: npt.NDArray[Any]) -> int:
-    """Outlines of all objects as an ImageJ ROI set (``.zip``), and their number; holes are left to the labels.
+    """Outlines of all objects as an ImageJ ROI set (``.zip``), and their number; those with holes are composites.
 
     Raises:
         UserError: roifile is not installed.
@@ -86,17 +87,39 @@ def write_imagej(path: Path, mask: npt.NDArray[Any]) -> int:
         part, top, left = (
             (mask[number - 1], 0, 0) if labels is None else (labels[box] == number, box[0].start, box[1].start)
         )
-        for outline in _outlines(np.pad(part, 1)):
-            points = (outline + np.array([top - 0.5, left - 0.5]))[:, ::-1]
-            rois.append(roifile.ImagejRoi.frompoints(points, name=f"{number:05d}"))
+        outer, holes = _outlines(np.pad(part, 1))
+        paths = [(path + np.array([top - 0.5, left - 0.5]))[:, ::-1] for path in [*outer, *holes]]
+        if holes:
+            rois.append(_composite(paths, f"{number:05d}"))
+        else:
+            rois += [roifile.ImagejRoi.frompoints(path, name=f"{number:05d}") for path in paths]
     path.unlink(missing_ok=True)
     if rois:
         roifile.roiwrite(path, rois)
     return len(rois)
 
 
-def _outlines(mask: npt.NDArray[Any]) -> list[Floats]:
-    """Outer contours at 1/2, in index coordinates: positive area where they run around the object."""
+def _composite(paths: Sequence[Floats], name: str) -> Any:
+    """An ImageJ ROI of several closed paths (n, 2) of x and y, which is filled by the even-odd rule."""
+    import roifile
+
+    move, line, close = 0, 1, 4
+    flat: list[float] = []
+    for path in paths:
+        flat += [move, *path[0].tolist()]
+        for point in path[1:]:
+            flat += [line, *point.tolist()]
+        flat.append(close)
+    every = np.concatenate(paths)
+    roi = roifile.ImagejRoi(roitype=roifile.ROI_TYPE.RECT, name=name)
+    roi.left, roi.top = (int(v) for v in np.floor(every.min(0)))
+    roi.right, roi.bottom = (int(v) for v in np.ceil(every.max(0)))
+    roi.multi_coordinates, roi.shape_roi_size = np.asarray(flat, np.float32), len(flat)
+    return roi
+
+
+def _outlines(mask: npt.NDArray[Any]) -> tuple[list[Floats], list[Floats]]:
+    """Contours at 1/2 around an object, and those around its holes, in index coordinates."""
     found = []
     for contour in find_contours(mask.astype(np.float32), 0.5, fully_connected="high"):
         y, x = contour.T
@@ -104,9 +127,10 @@ def _outlines(mask: npt.NDArray[Any]) -> list[Floats]:
             found.append(contour)
     areas = [float(np.sum(c[:-1, 0] * c[1:, 1] - c[1:, 0] * c[:-1, 1])) for c in found]
     if not areas:
-        return []
-    outer = np.sign(areas[int(np.argmax(np.abs(areas)))])
-    return [c for c, a in zip(found, areas, strict=True) if np.sign(a) == outer]
+        return [], []
+    around = np.sign(areas) == np.sign(areas[int(np.argmax(np.abs(areas)))])
+    pairs = list(zip(found, around, strict=True))
+    return [contour for contour, outer in pairs if outer], [contour for contour, outer in pairs if not outer]
 
 
 def read_imagej(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.bool_]:
@@ -117,7 +141,7 @@ def read_imagej(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.bool_]:
         shape: (height, width) of the image that the ROIs were drawn on.
 
     Raises:
-        UserError: unreadable, too large, without areas, or roifile is not installed.
+        UserError: unreadable, too large, without areas or outside the image, or roifile is not installed.
     """
     needs_roifile(str(path))
     import roifile
@@ -133,12 +157,16 @@ def read_imagej(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.bool_]:
         raise UserError(f"{path} holds {len(rois)} ROIs; give 1 to {_MOST_ROIS}")
     found: dict[str, npt.NDArray[np.bool_]] = {}
     for position, roi in enumerate(rois):
-        points = np.atleast_2d(roi.coordinates())
-        if len(points) < 3:
-            raise UserError(f"{path}: ROI {roi.name or position} is no area; draw objects as polygons or freehand")
-        # Pixel centres lie at half numbers of ImageJ's coordinates.
-        inside = polygon2mask(shape, points[:, ::-1] - 0.5)
         name = roi.name or str(position)
+        outlines = [np.atleast_2d(each) for each in roi.coordinates(multi=True)]
+        if roi.roitype.name in _NO_AREAS or not outlines or any(len(each) < 3 for each in outlines):
+            raise UserError(f"{path}: ROI {name} is no area; draw objects as polygons or freehand")
+        inside = np.zeros(shape, bool)
+        for points in outlines:  # of a composite, by the even-odd rule
+            # Pixel centres lie at half numbers of ImageJ's coordinates.
+            inside ^= polygon2mask(shape, points[:, ::-1] - 0.5)
+        if not inside.any():
+            raise UserError(f"{path}: ROI {name} covers no pixel of an image of {shape[0]} x {shape[1]}: another's?")
         found[name] = found[name] | inside if name in found else inside
     return np.stack(list(found.values()))
 
@@ -156,7 +184,7 @@ def read_napari(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.bool_]:
     try:
         if path.stat().st_size > _LARGEST_FILE:
             raise UserError(f"{path} has more than {_LARGEST_FILE // 2**20} MiB; it is no set of shapes")
-        with open(path, newline="", encoding="utf-8") as file:
+        with open(path, newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
         axes = sorted((name for name in (rows or [{}])[0] if name.startswith("axis-")), key=lambda name: int(name[5:]))
         corners: dict[tuple[int, str], list[tuple[float, float]]] = {}

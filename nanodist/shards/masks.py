@@ -44,11 +44,21 @@ def find_masks(specs: Sequence[str], sources: Sequence[Source]) -> dict[Path, Pa
         matches = _from_table(spec, sources) if ".csv:" in spec.lower() else _from_folders(spec, sources)
         if not matches:
             raise UserError(
-                f"--masks {spec} gives a mask to none of the {len(sources)} files (such as {sources[0].name})"
+                f"--masks {spec} gives a mask to none of the {len(sources)} files (such as {sources[0].path}): of "
+                "FOLDER=MASKS both are names of folders, without a path, and MASKS lies beside FOLDER"
             )
         for path, mask in matches.items():
             found.setdefault(path, mask)
     return found
+
+
+def _refuse_shared(matches: dict[Path, Path]) -> None:
+    """One mask of images of different names is the mask of one of them at most."""
+    owners: dict[Path, Path] = {}
+    for path, mask in matches.items():
+        other = owners.setdefault(mask, path)
+        if (other.parent, stem_of(other.name)) != (path.parent, stem_of(path.name)):
+            raise UserError(f"{mask} would be the mask of {other} and of {path}: give the images different names")
 
 
 def _from_table(spec: str, sources: Sequence[Source]) -> dict[Path, Path]:
@@ -86,6 +96,7 @@ def _from_folders(spec: str, sources: Sequence[Source]) -> dict[Path, Path]:
             raise UserError(f"{found[0]} and {found[1]} would both be the mask of '{name}': leave one out")
         if found:
             matches[source.path] = found[0]
+    _refuse_shared(matches)
     return matches
 
 

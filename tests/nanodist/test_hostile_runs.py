@@ -132,6 +132,7 @@ TRUNK = {
     "a trunk of another type": _set("encoder", "trunk", value=["test_resnet"]),
     "gigantic options": _set("encoder", "trunk_options", value={"channels": [10**9] * 4}),
     "options that fill the memory": _set("encoder", "trunk_options", value={"channels": [2**16] * 4}),
+    "pixels that are divided by 0": _set("encoder", "std", value=0),
     "a look that fills the memory": _set("encoder", "looks", value=[[1e9, 0, 1]]),
     "an unknown key": _set("encoder", "hook", value="os.system"),
     "another spec": _set("encoder", value=7),
@@ -143,6 +144,14 @@ OWN: dict[str, dict[str, Callable[[Path], None]]] = {
         "a gigantic tile": _set("tile_px", value=[10**9, 10**9]),
         "a tile of another type": _set("tile_px", value="huge"),
         "joined looks of another type": _set("joined", value=1),
+        "joined looks that its head does not take": lambda folder: (
+            (
+                _set("joined", value=True)(folder),
+                _set("encoder", "looks", value=[[1.0, 0, 1], [2.0, 0, 1]])(folder),
+            )
+            and None
+        ),
+        "pooling that its head does not take": _set("encoder", "pooling", value="last_two"),
         "looks that do not pair": _set("encoder", "looks", value=[[1.0, 0, 1], [2.0, 0, 8]]),
         "classes of another type": _set("classes", value=3),
         "classes without end": _set("classes", value=["x"] * 10**6),
@@ -152,6 +161,10 @@ OWN: dict[str, dict[str, Callable[[Path], None]]] = {
         "a decoder that fills the memory": _set("decoder", "width", value=2**24),
         "a decoder of another type": _set("decoder", value="unet"),
         "classes of another type": _set("classes", value=[{}]),
+        "classes that no mask holds": _set("classes", value=["0", "70000"]),
+        "classes without end": _set("classes", value=["0", float("inf")]),
+        "views that no run has": _set("size_px", value=33),
+        "views that fill the memory": _set("size_px", value=2**16),
         "gigantic windows": _set("crop_px", value=10**9),
         "symmetries of another type": _set("symmetries", value=[8]),
     },

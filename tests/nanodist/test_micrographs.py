@@ -237,6 +237,18 @@ def test_pages_behind_a_broken_list_are_not_lost_silently(tmp_path):
         read_micrograph(path, 4)
 
 
+def test_of_a_stack_cut_in_its_last_directory_the_other_pages_are_read(tmp_path):
+    path, pages = tmp_path / "stack.tif", noise("uint8", (4, 48, 48))
+    tifffile.imwrite(path, pages, imagej=True)
+    with tifffile.TiffFile(path) as file:
+        last = file.pages[3].offset
+    whole = path.read_bytes()
+    if last > len(whole) - 400:  # directories at the end of the file
+        path.write_bytes(whole[: last + 60])
+        assert count_micrographs(path) >= 3
+        assert all(np.array_equal(read_micrograph(path, n).pixels, pages[n]) for n in range(3))
+
+
 def test_a_list_of_pages_that_leads_back_to_the_first_is_whole(tmp_path):
     path = tmp_path / "ring.tif"
     tifffile.imwrite(path, noise("uint8", (48, 48)), metadata=None)

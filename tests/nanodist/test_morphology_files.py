@@ -7,6 +7,7 @@ import gzip
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -312,6 +313,36 @@ def test_rois_go_to_imagej_and_come_back(tmp_path, capsys):
         read_imagej(tmp_path / "bad.zip", SHAPE)
 
 
+def test_outlines_keep_holes(tmp_path):
+    """As a composite of ImageJ; with another object in a hole, and one beside it."""
+    pytest.importorskip("roifile")
+    from nanodist.morphology.rois import read_imagej, write_imagej
+
+    mask = np.hypot(*np.mgrid[-40:40, -40:40]) < 30
+    mask &= ~(np.hypot(*np.mgrid[-40:40, -40:40]) < 20)
+    labels = mask.astype(np.int32)
+    labels[38:44, 38:44], labels[2:6, 2:9] = 2, 3
+    assert write_imagej(tmp_path / "m.zip", labels) == 3
+    layers = read_imagej(tmp_path / "m.zip", labels.shape)
+    for number, layer in enumerate(layers, 1):
+        np.testing.assert_array_equal(layer, labels == number)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [("POINT", "ROI a is no area"), ("POLYLINE", "ROI a is no area"), ("POLYGON", "ROI a covers no pixel of an image")],
+)
+def test_rois_that_are_no_object_of_the_image_are_refused(tmp_path, kind, words):
+    roifile = pytest.importorskip("roifile")
+    from nanodist.morphology.rois import read_imagej
+
+    roi = roifile.ImagejRoi.frompoints(np.array([[500, 500], [520, 500], [520, 520], [500, 520]]), name="a")
+    roi.roitype = roifile.ROI_TYPE[kind]
+    roi.tofile(tmp_path / "a.roi")
+    with pytest.raises(UserError, match=words):
+        read_imagej(tmp_path / "a.roi", (540, 540) if kind != "POLYGON" else SHAPE)
+
+
 def test_corrected_masks_find_their_images(tmp_path):
     """Names with dots; and label images as ``measure --rois`` wrote them."""
     pytest.importorskip("roifile")
@@ -373,12 +404,16 @@ def test_a_folder_that_cannot_be_segmented_leaves_the_others(tmp_path, monkeypat
         _png(out / "masks" / "m.png", _wires((30, 30, 90, 80, 7.0))[0])
         return {}
 
-    monkeypatch.setattr(predict, "load_segmenter", lambda *_: None)
+    monkeypatch.setattr(predict, "load_segmenter", lambda *_: SimpleNamespace(values=(0, 1)))
     monkeypatch.setattr(predict, "predict_masks", predict_masks)
     a, b = tmp_path / "A", tmp_path / "B"
     a.mkdir()
     b.mkdir()
     line = ["measure", "--no-overlays", "--out", str(tmp_path / "out"), "--run", "run"]
+    monkeypatch.setattr(predict, "load_segmenter", lambda *_: SimpleNamespace(values=(0, 7, 9)))
+    assert main([*line, str(a)]) == 2 and segmented == []
+    assert "run tells several materials apart; say with --class which is measured: 7, 9" in capsys.readouterr().err
+    monkeypatch.setattr(predict, "load_segmenter", lambda *_: SimpleNamespace(values=(0, 1)))
     assert main([*line, str(a), str(b), str(tmp_path / "C")]) == 2 and segmented == []
     assert f"{tmp_path / 'C'} does not exist" in capsys.readouterr().err
     assert main([*line, str(a)]) == 2 and not (tmp_path / "out").exists()

@@ -157,6 +157,20 @@ def test_masks_that_do_not_fit(folder, tmp_path, change, words):
     assert str(tmp_path) not in json.dumps(store.manifest.dropped)
 
 
+def test_one_mask_is_not_that_of_two_images(tmp_path):
+    """What measure --rois wrote of a/x.tif has the name of a-x.tif."""
+    sources = [Source(tmp_path / "images" / name, name, name) for name in ("a-x.tif", "a/x.tif")]
+    (tmp_path / "rois").mkdir()
+    (tmp_path / "rois" / "00001-a-x.labels.tif").touch()
+    with pytest.raises(UserError, match=r"00001-a-x.labels.tif would be the mask of .*a-x.tif and of .*a/x.tif"):
+        find_masks(["images=rois"], sources)
+    (tmp_path / "rois" / "a").mkdir()
+    (tmp_path / "rois" / "a" / "x.png").touch()
+    masks = find_masks(["images=rois"], sources)
+    found = {source.name: masks[source.path].name for source in sources}
+    assert found == {"a-x.tif": "00001-a-x.labels.tif", "a/x.tif": "x.png"}
+
+
 def test_label_images_of_measure_give_way_to_masks_of_the_plain_name(tmp_path):
     """And numbered ones to others; an image may have such a number itself."""
     names = ("x", "v", "00001-y", "00002-y", "00004-z")

@@ -287,9 +287,14 @@ def test_each_micrograph_has_a_mask_of_its_own(tmp_path, monkeypatch):
     assert list(problems) == [f"{tmp_path / 'in' / 'movie.tif'}, page 1"] and "contrast" in next(
         iter(problems.values())
     )
-    widths = {path.stem: tifffile.imread(path).shape[1] for path in (tmp_path / "out" / "masks").iterdir()}
-    stacked = {"movie-p0": 50, "movie-p2": 50}
-    assert widths == {"wire-2": 40, "wire": 41, "wire-3": 42, "dose_0.5": 43, "dose_0.7": 44, **stacked}
+    made = tmp_path / "out" / "masks"
+    widths = {str(path.relative_to(made)): tifffile.imread(path).shape[1] for path in made.rglob("*.tif")}
+    assert widths == {**{f"{name}.tif": 40 + i for i, name in enumerate(files)}, "movie-p0.tif": 50, "movie-p2.tif": 50}
+    loose = [tmp_path / "in" / f"{name}.tif" for name in ("day1/wire-2", "day1/wire", "day2/wire")]
+    predict.predict_masks(loaded, loose, tmp_path / "loose")
+    assert {path.name for path in (tmp_path / "loose" / "masks").iterdir()} == {"wire-2.tif", "wire.tif", "wire-3.tif"}
+    with pytest.raises(UserError, match="has masks of another prediction"):
+        predict.predict_masks(loaded, loose, tmp_path / "loose")
     with open(tmp_path / "out" / "shares.csv", newline="") as file:
         assert len({row["mask"] for row in csv.DictReader(file)}) == 7
 
@@ -340,6 +345,8 @@ def test_a_run_from_masks_to_masks(store, tmp_path, capsys):
         shares = list(csv.DictReader(file))
     assert all(0 < float(row["expected_dice"]) < 1 and float(row["unlike_training"]) > 0 for row in shares)
     _check_suggested(tmp_path / "run", images[0].parent, tmp_path / "next", store)
+    assert main([*arguments, "--out", str(tmp_path / "faint"), "--threads", "-1"]) == 2
+    assert "--threads is -1" in capsys.readouterr().err
     for faint, code in ((0.6, 2), (0.01, 0)):
         again = [*arguments[:-1], "--out", str(tmp_path / "faint"), "--threads", "1", "--faint", str(faint)]
         assert main(again) == code

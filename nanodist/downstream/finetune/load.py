@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hpc.checkpoint.files import (
@@ -21,7 +22,7 @@ from hpc.config import build
 from hpc.errors import UserError
 from nanodist.downstream.finetune.model import Classifier, plain_head
 from nanodist.downstream.finetune.reference import Reference, read_reference
-from nanodist.encoders import EncoderSpec, create_trunk
+from nanodist.encoders import EncoderSpec, create_trunk, pooled_features
 from nanodist.fitting import DAMAGED, MOST, fitting, refuse_options
 
 
@@ -102,6 +103,7 @@ def load_classifier(run_dir: str | Path) -> Loaded:
             return Classifier(trunk, head, spec, True, joined=joined_looks(task, spec))
 
         model = fitting(make, weights, folder)
+        check_head(model)
         height, width = (size_of(value, "tile_px") for value in task["tile_px"])
         classes = tuple(str(name) for name in task["classes"])
         if len(classes) != len(weights["head.1.weight"]):
@@ -123,6 +125,20 @@ def joined_looks(task: dict[str, Any], spec: EncoderSpec) -> bool:
     if len({count for _, _, count in spec.looks}) > 1:
         raise ValueError("the looks of a classifier have as many symmetries each")
     return joined
+
+
+def check_head(model: Classifier) -> None:
+    """Raise ``ValueError`` where the head wants other features than the looks of the spec give."""
+    spec, side = model.spec, model.spec.image_size
+    with torch.device("meta"):
+        trunk = create_trunk(spec.trunk, 0, **spec.trunk_options).eval()
+        try:
+            width = pooled_features(trunk, torch.zeros(1, 1, side, side), spec.pooling).shape[1]
+        except (RuntimeError, AssertionError, NotImplementedError):
+            return  # of some trunks the meta device tells nothing
+    looks = len(spec.looks) if model.joined else 1
+    if width * looks != model.features:
+        raise ValueError(f"the head takes {model.features} features, and its looks give {width * looks}")
 
 
 def size_of(value: Any, name: str, most: int = MOST) -> int:

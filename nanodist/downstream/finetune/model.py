@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import torch
@@ -27,6 +28,9 @@ from nanodist.encoders import (
 )
 from nanodist.pretrain.model import refuse_unkeyed_randomness
 from nanodist.weights import FROM_TIMM
+
+# Pixels that go through a trunk at once in a prediction: 32 of 256 x 256.
+AT_ONCE_PX = 2**21
 
 
 class OnTrunk(nn.Module):
@@ -100,8 +104,15 @@ class Classifier(OnTrunk):
         """Probabilities (n, classes) and features (n, d) of whole ``images`` (n, 1, H, W) in [0, 1].
 
         Both are means over the symmetries of :attr:`spec`, and over its looks unless they are joined. In float32
-        whatever the training ran in, so that a prediction does not depend on the machine's bf16.
+        whatever the training ran in, so that a prediction does not depend on the machine's bf16. A few images at a
+        time where looks enlarge them.
         """
+        sides = [(min(crop or side, side) * scale for side in images.shape[-2:]) for scale, crop, _ in self.spec.looks]
+        at_once = max(1, int(AT_ONCE_PX // max(math.prod(look) for look in sides)))
+        parts = [self._looked_at(part) for part in images.split(at_once)]
+        return torch.cat([likely for likely, _ in parts]), torch.cat([features for _, features in parts])
+
+    def _looked_at(self, images: Tensor) -> tuple[Tensor, Tensor]:
         seen = [
             [self._pooled(view) for view in symmetries(looked_at(images, scale, crop_px), count)]
             for scale, crop_px, count in self.spec.looks
@@ -149,6 +160,10 @@ def build_classifier(recipe: FinetuneRecipe, classes: int, crops_px: Sequence[fl
     refuse_unkeyed_randomness(encoder.trunk, encoder.spec.trunk)
     looks = [_look(recipe, crop) for crop in crops_px]
     spec = dataclasses.replace(encoder.spec, image_size=recipe.views.size_px, looks=looks)
+    try:
+        spec.check()
+    except ValueError as error:
+        raise UserError(f"views.size_px, crop and zooms cannot be predicted with: {error}") from None
     trunk = encoder.trunk.requires_grad_(True)
     with torch.inference_mode():
         pixels = torch.zeros(1, 1, recipe.views.size_px, recipe.views.size_px)
@@ -163,9 +178,17 @@ def build_classifier(recipe: FinetuneRecipe, classes: int, crops_px: Sequence[fl
 
 
 def _look(recipe: FinetuneRecipe, crop: float) -> tuple[float, int, int]:
-    """How a tile is predicted: at the mean scale of the views; its middle only, where views keep to the middle."""
+    """How a tile is predicted: at the mean scale of the views; its middle only, where views keep to the middle.
+
+    A middle is halved as often as that fits and then resized, to a size that is rounded down: it is chosen so that the
+    trunk is shown exactly the side of a view, as some take no other.
+    """
     views = recipe.views
-    return round(views.size_px / crop, 4), round(crop) if views.centre_jitter_px is not None else 0, recipe.symmetries
+    if views.centre_jitter_px is None:
+        return round(views.size_px / crop, 4), 0, recipe.symmetries
+    step = 2 ** max(0, math.floor(math.log2(max(crop / views.size_px, 1.0))))
+    crop_px = max(1, round(crop / step)) * step
+    return math.ceil(views.size_px / crop_px * 1e4) / 1e4, crop_px, recipe.symmetries
 
 
 def plain_head(features: int, classes: int) -> nn.Sequential:

@@ -32,6 +32,11 @@ class Reference:
         The mean cosine distance to the three nearest training samples, over that which 95 % of these stay below to
         their own nearest others (deep nearest neighbours; Sun et al., ICML 2022).
         """
+        if features.shape[1] != self.rows.shape[1]:
+            raise UserError(
+                f"{FILE} of the run holds {self.rows.shape[1]} features an image, and its model gives "
+                f"{features.shape[1]}: start the fine-tuning again to write it"
+            )
         return np.asarray(_distances(1.0 - unit_rows(features) @ self.rows.T) / self.usual)
 
 
@@ -41,12 +46,15 @@ def _distances(table: F64) -> F64:
 
 
 def write_reference(folder: Path, features: F64) -> None:
-    """Keep the features (n, d) of the training samples in a run directory."""
+    """Keep the features (n, d) of the training samples in a run directory; of one alone nothing is usual."""
+    if len(features) < 2:
+        (folder / FILE).unlink(missing_ok=True)
+        return
     rows = unit_rows(features)
     among = 1.0 - rows @ rows.T
     # A sample is no neighbour of its own.
     others = among[~np.eye(len(rows), dtype=bool)].reshape(len(rows), -1)
-    usual = float(np.quantile(_distances(others), USUAL)) if len(rows) > 1 else 1.0
+    usual = float(np.quantile(_distances(others), USUAL))
     content = save({"rows": rows.astype(np.float32), "usual": np.asarray([max(usual, 1e-6)], np.float64)})
     atomic.write_bytes(folder / FILE, content)
 
@@ -62,6 +70,9 @@ def read_reference(folder: Path) -> Reference | None:
         return None
     try:
         found = load_file(path)
-        return Reference(found["rows"].astype(np.float64), float(found["usual"][0]))
-    except (OSError, SafetensorError, KeyError, IndexError) as error:
+        rows, usual = found["rows"].astype(np.float64), float(found["usual"][0])
+        if rows.ndim != 2 or not rows.size or not np.isfinite(rows).all() or not 0 < usual < np.inf:
+            raise ValueError("rows or their usual distance are impossible")
+        return Reference(rows, usual)
+    except (OSError, SafetensorError, KeyError, IndexError, ValueError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}): start the fine-tuning again to write it") from None

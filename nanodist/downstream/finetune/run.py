@@ -152,6 +152,16 @@ def _tell(run: RunDir) -> None:
     tell(run.path, figures=figures, pictures=pictures)
 
 
+def _values(labels: Labels) -> str:
+    """Of masks, the values that are classes; many of them are likely numbers of objects."""
+    values: tuple[int, ...] = getattr(labels, "values", ())
+    if not values:
+        return ""
+    shown = ", ".join(map(str, values[:8])) + (" ..." if len(values) > 8 else "")
+    doubt = " (if these are numbers of objects, set decoder.masks=instances)" if len(values) > 8 else ""
+    return f"; {len(values)} classes of pixels: {shown}{doubt}"
+
+
 def _announce(
     recipe: FinetuneRecipe,
     labels: Labels,
@@ -169,5 +179,6 @@ def _announce(
         f"fine-tuning {recipe.encoder.source} for {recipe.task} on {len(labels.train)} samples, "
         f"{len(labels.validation)} more to choose the step, {len(labels.test)} to test; at most {plan.steps} steps of "
         f"{plan.global_batch_size}, {where}, {topology.world_size} ranks; run directory {path}"
+        + _values(labels)
         + (f"; these classes have fewer labels than asked for: {short}" if short else "")
     )

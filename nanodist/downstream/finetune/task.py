@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hpc.collectives import sum_of_shares
+from hpc.errors import UserError
 from nanodist.downstream.finetune.base import LabelledTask
 from nanodist.downstream.finetune.data import LabelledBatch, Labels
 from nanodist.downstream.finetune.model import Classifier, build_classifier
@@ -39,8 +40,21 @@ class ClassifyTask(LabelledTask):
         recipe, classes = self.recipe, len(self.labels.targets.classes)
         crops = [self.mean_crop_px(zoom) for zoom in recipe.views.zooms]
         self.classifier: Classifier = build_classifier(recipe, classes, crops, self.layout)
+        self._try_looks()
         self._weights = torch.from_numpy(class_weights(recipe, self.labels)).to(self.device)
         return self.classifier
+
+    def _try_looks(self) -> None:
+        """Predict one blank tile, so that a trunk that does not take what it is shown then says so before training."""
+        model = self.classifier.eval()
+        try:
+            model.looked_at(torch.zeros(1, 1, *self.tile_px, dtype=next(model.parameters()).dtype))
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise UserError(
+                f"trunk '{model.spec.trunk}' does not take what a prediction shows it of a tile of "
+                f"{self.tile_px[0]} x {self.tile_px[1]} px at the scale of the views (looks {model.spec.looks}): "
+                f"{' '.join(str(error).split())[:120]}; choose other views"
+            ) from None
 
     def loss(self, outputs: dict[str, Tensor], batch: LabelledBatch) -> Tensor:
         """Weighted cross entropy, averaged over the global batch."""

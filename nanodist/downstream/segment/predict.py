@@ -36,6 +36,7 @@ from nanodist.shards.masks import stem_of
 U8 = npt.NDArray[np.uint8]
 REPORT, SHARES = "report.json", "shares.csv"
 OVERLAY_PX = 2048
+LARGEST_VIEW_PX = 4096
 # Okabe and Ito's colours, which colour-blind readers tell apart; the background stays as it is.
 COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (240, 228, 66), (0, 114, 178), (213, 94, 0), (204, 121, 167))
 
@@ -85,7 +86,9 @@ def load_segmenter(run_dir: str | Path, faint: float | None = None) -> LoadedSeg
     try:
         spec = build(EncoderSpec, task["encoder"], str(folder))
         refuse_options(spec.trunk_options, folder)
-        values = tuple(int(name) for name in task["classes"])
+        values = tuple(int(str(name)) for name in task["classes"])
+        if not 1 <= len(values) <= 256 or not all(0 <= value <= 65535 for value in values):
+            raise ValueError("classes must be 1 to 256 whole numbers from 0 to 65535")
         decoder = build(DecoderConfig, task["decoder"], str(folder))
 
         def make() -> Segmenter:
@@ -94,6 +97,8 @@ def load_segmenter(run_dir: str | Path, faint: float | None = None) -> LoadedSeg
         model = fitting(make, weights, folder)
         crop_px, size_px = (size_of(task[name], name) for name in ("crop_px", "size_px"))
         symmetries = size_of(task["symmetries"], "symmetries", 8)
+        if size_px % 32 or size_px > LARGEST_VIEW_PX:
+            raise ValueError(f"size_px is {size_px}; it must be a multiple of 32 up to {LARGEST_VIEW_PX}")
     except DAMAGED as error:
         raise UserError(f"{run_dir}: cannot load the model: {' '.join(str(error).split())[:300]}") from None
     known = read_reference(Path(run_dir))
@@ -124,12 +129,20 @@ def predict_masks(loaded: LoadedSegmenter, paths: Sequence[Path], out: Path) -> 
         The files that could not be predicted, each with the reason, as the report has them.
 
     Raises:
-        UserError: no such path, or none of the files is a micrograph.
+        UserError: no such path, none of the files is a micrograph, or ``out`` has masks already.
     """
+    if (out / "masks").is_dir() and any((out / "masks").iterdir()):
+        raise UserError(f"{out} has masks of another prediction, which would be mixed with these; name another folder")
     names: set[str] = set()
     problems: dict[str, str] = {}
     loaded.model.to(inference_device())
-    rows = read_each(paths, lambda file, page, each: _one(loaded, file, page, each, out, names), problems)
+    folders = [path for path in paths if path.is_dir()]
+
+    def one(file: Path, page: int, micrograph: Micrograph) -> list[Any]:
+        inner = next((file.relative_to(folder).parent for folder in folders if folder in file.parents), Path())
+        return _one(loaded, file, page, micrograph, out, inner, names)
+
+    rows = read_each(paths, one, problems)
     header = ["file", "page", "mask", "pixel_size_y_nm", *(f"share_{value}" for value in loaded.values)]
     atomic.write_text(out / SHARES, csv_text([*header, "expected_dice", "unlike_training"], rows))
     strange = [row[0] for row in rows if row[-1] and float(row[-1]) > 1]
@@ -147,19 +160,30 @@ def predict_masks(loaded: LoadedSegmenter, paths: Sequence[Path], out: Path) -> 
 
 
 def _one(
-    loaded: LoadedSegmenter, file: Path, page: int, micrograph: Micrograph, out: Path, names: set[str]
+    loaded: LoadedSegmenter,
+    file: Path,
+    page: int,
+    micrograph: Micrograph,
+    out: Path,
+    inner: Path,
+    names: set[str],
 ) -> list[Any]:
-    """Segment one micrograph and write its files, under a name that is not yet in ``names``; the row of the table."""
+    """Segment one micrograph and write its files; the row of the table.
+
+    They have its name, in the subfolder ``inner`` that it lies in, or one that is not yet in ``names``.
+    """
     pixels = grey(file, micrograph, least_px(loaded))
     made = segment(loaded, pixels, progress=pixels.size > 2**24)
     classes, known = made.classes, loaded.reference
-    name = stem_of(file.name) + (f"-p{page}" if page or int(micrograph.metadata.get("pages", 1)) > 1 else "")
+    name = str(inner / stem_of(file.name)) + (
+        f"-p{page}" if page or int(micrograph.metadata.get("pages", 1)) > 1 else ""
+    )
     # Files of one name from several folders are numbered, past those that have such a name already.
     numbered = (f"{name}-{number}" for number in itertools.count(2))
     stem = next(each for each in itertools.chain([name], numbered) if each not in names)
     names.add(stem)
-    (out / "masks").mkdir(parents=True, exist_ok=True)
-    (out / "overlays").mkdir(parents=True, exist_ok=True)
+    for kind in ("masks", "overlays"):
+        (out / kind / inner).mkdir(parents=True, exist_ok=True)
     mask = out / "masks" / f"{stem}.tif"
     # Narrow types, and counts class by class: in 64 bits each would take eight times the micrograph.
     values = np.asarray(loaded.values, np.uint8 if max(loaded.values) < 256 else np.uint16)
@@ -169,7 +193,8 @@ def _one(
     size = "" if micrograph.pixel_size_nm is None else f"{micrograph.pixel_size_nm[0]:g}"
     unlike = "" if known is None else f"{known.unlikeness(features_of(loaded, pixels)[None])[0]:.3f}"
     row = [str(file), page, str(mask.relative_to(out)), size, *(f"{share:.6f}" for share in shares)]
-    return [*row, f"{made.expected_dice:.4f}", unlike]
+    # What --faint adds has little probability by itself, so that nothing is promised of it.
+    return [*row, "" if loaded.faint is not None else f"{made.expected_dice:.4f}", unlike]
 
 
 def least_px(loaded: LoadedSegmenter) -> int:
