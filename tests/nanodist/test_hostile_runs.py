@@ -117,6 +117,11 @@ def _set(*path: Any, value: Any) -> Callable[[Path], None]:
     return lambda folder: _task(folder, *path, value=value)
 
 
+def _two_joined_looks(folder: Path) -> None:
+    _task(folder, "joined", value=True)
+    _task(folder, "encoder", "looks", value=[[1.0, 0, 1], [2.0, 0, 1]])
+
+
 EVERY = {
     "a pickle in place of the weights": _weights(pickle.dumps({"a": 1})),
     "a header that claims exabytes": _weights((1 << 62).to_bytes(8, "little") + b"{}"),
@@ -144,13 +149,7 @@ OWN: dict[str, dict[str, Callable[[Path], None]]] = {
         "a gigantic tile": _set("tile_px", value=[10**9, 10**9]),
         "a tile of another type": _set("tile_px", value="huge"),
         "joined looks of another type": _set("joined", value=1),
-        "joined looks that its head does not take": lambda folder: (
-            (
-                _set("joined", value=True)(folder),
-                _set("encoder", "looks", value=[[1.0, 0, 1], [2.0, 0, 1]])(folder),
-            )
-            and None
-        ),
+        "joined looks that its head does not take": _two_joined_looks,
         "pooling that its head does not take": _set("encoder", "pooling", value="last_two"),
         "looks that do not pair": _set("encoder", "looks", value=[[1.0, 0, 1], [2.0, 0, 8]]),
         "classes of another type": _set("classes", value=3),
