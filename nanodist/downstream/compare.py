@@ -114,6 +114,12 @@ class Comparison:
         known: dict[tuple[Any, ...], Path] = {}
         units: dict[int, tuple[Path, tuple[Unit, ...]]] = {}
         for run in self._runs:
+            first = units.setdefault(run.split, (run.path, run.units))
+            if first[1] != run.units:
+                raise UserError(
+                    f"{first[0]} and {run.path} were tested on different samples, which are not compared: give both "
+                    "one data.test_store"
+                )
             setting = run.setting(self._families)
             # Of random weights the path only says which trunk it is.
             start = "" if setting[1] == "random" else run.encoder
@@ -124,9 +130,6 @@ class Comparison:
                     "key of the recipe that they differ in (--by)"
                 )
             known[key] = run.path
-            first = units.setdefault(run.split, (run.path, run.units))
-            if first[1] != run.units:
-                raise UserError(f"{first[0]} and {run.path} were tested on different samples, which are not compared")
 
     def rows(self, metric: str, label: str) -> list[Row]:
         """For each setting and number of labels: mean, interval, and what they are made of."""
