@@ -123,12 +123,15 @@ def stem_of(name: str) -> str:
 
 
 def read_mask(path: Path, page: int, shape: tuple[int, ...]) -> npt.NDArray[Any]:
-    """(H, W) uint8 or uint16 numbers of classes or instances; of a file of one page, that page for all.
+    """(H, W) uint8 or uint16 numbers of classes or instances, for micrograph number ``page`` of a file.
 
     Raises:
-        UserError: unreadable, of another ``shape`` than its micrograph, or no whole numbers from 0 to 65535.
+        UserError: unreadable, of fewer pages or another ``shape`` than its micrograph, or no whole numbers from 0 to
+            65535.
     """
-    pixels = read_micrograph(path, page if count_micrographs(path) > 1 else 0).pixels
+    if page and count_micrographs(path) == 1:
+        raise UserError(f"{path} is one mask, and its micrograph a stack: save as many pages, or the slices alone")
+    pixels = read_micrograph(path, page).pixels
     if pixels.shape != shape:
         raise UserError(
             f"{path} is a mask of {pixels.shape[0]} x {pixels.shape[1]} pixels, and its micrograph has "

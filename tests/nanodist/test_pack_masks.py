@@ -14,6 +14,7 @@ from PIL import Image
 from hpc.errors import UserError
 from nanodist.cli import main
 from nanodist.shards import PackOptions, Store, pack, verify
+from nanodist.shards.companions import read_mask_of
 from nanodist.shards.masks import find_masks
 from nanodist.shards.sources import Source
 
@@ -155,6 +156,22 @@ def test_masks_that_do_not_fit(folder, tmp_path, change, words):
     store = pack([folder / "one"], tmp_path / "store", PackOptions(tile=32, skip_bad=True), masks=["images=masks"])
     assert [e["source"] for e in store.manifest.dropped] == ["images/a.png"]
     assert str(tmp_path) not in json.dumps(store.manifest.dropped)
+
+
+def test_one_mask_is_not_that_of_a_stack(tmp_path):
+    rng = np.random.default_rng(0)
+    for name, pages in (("images", 3), ("masks", 1)):
+        (tmp_path / name).mkdir()
+        pixels = rng.integers(0, 200 if name == "images" else 2, (pages, 64, 64)).astype(np.uint8)
+        tifffile.imwrite(tmp_path / name / "s.tif", pixels, photometric="minisblack")
+    with pytest.raises(UserError, match=r"s.tif is one mask, and its micrograph a stack: save as many pages"):
+        pack([tmp_path / "images"], tmp_path / "store", TILE, masks=["images=masks"])
+    tifffile.imwrite(
+        tmp_path / "masks" / "s.tif", rng.integers(0, 2, (3, 64, 64)).astype(np.uint8), photometric="minisblack"
+    )
+    store = pack([tmp_path / "images"], tmp_path / "store", TILE, masks=["images=masks"])
+    masks = [read_mask_of(store, i) for i in range(len(store))]
+    assert len(masks) == 12 and len({mask.tobytes() for mask in masks}) == 12
 
 
 def test_one_mask_is_not_that_of_two_images(tmp_path):
