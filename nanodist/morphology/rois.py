@@ -186,6 +186,12 @@ def read_napari(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.bool_]:
             raise UserError(f"{path} has more than {_LARGEST_FILE // 2**20} MiB; it is no set of shapes")
         with open(path, newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
+        lacking = {"index", "shape-type", "axis-0", "axis-1"} - set((rows or [{}])[0])
+        if rows and lacking:
+            raise UserError(
+                f"{path} has no column '{min(lacking)}', so that it is no shapes layer as napari saves it (points have "
+                "no area, and a spreadsheet may change the commas); leave it out, or save the layer again"
+            )
         axes = sorted((name for name in (rows or [{}])[0] if name.startswith("axis-")), key=lambda name: int(name[5:]))
         corners: dict[tuple[int, str], list[tuple[float, float]]] = {}
         for row in rows:

@@ -303,6 +303,10 @@ def test_rois_go_to_imagej_and_come_back(tmp_path, capsys):
     )
     with pytest.raises(UserError, match="'rectangle 0' covers no pixel of an image of 120 x 120"):
         read_napari(tmp_path / "m.csv", SHAPE)
+    for table in (head.replace(",", ";") + "0;rectangle;0;1;2\n", "index,axis-0,axis-1\n0,1,2\n"):
+        (tmp_path / "m.csv").write_text(table)
+        with pytest.raises(UserError, match=r"m\.csv has no column '.*', so that it is no shapes layer"):
+            read_napari(tmp_path / "m.csv", SHAPE)
     (tmp_path / "m.csv").write_text(head)
     with pytest.raises(UserError, match="holds 0 shapes; give 1 to"):
         read_napari(tmp_path / "m.csv", SHAPE)
