@@ -166,7 +166,8 @@ def read_imagej(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.bool_]:
             # Pixel centres lie at half numbers of ImageJ's coordinates.
             inside ^= polygon2mask(shape, points[:, ::-1] - 0.5)
         if not inside.any():
-            raise UserError(f"{path}: ROI {name} covers no pixel of an image of {shape[0]} x {shape[1]}: another's?")
+            where = f"an image of {shape[0]} x {shape[1]} pixels"
+            raise UserError(f"{path}: ROI {name} covers no pixel of {where}; was it drawn on this one?")
         found[name] = found[name] | inside if name in found else inside
     return np.stack(list(found.values()))
 
