@@ -11,11 +11,13 @@ a reduced value: if every rank computes the same thing from it, its gradient is 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 Group = Any  # torch.distributed.ProcessGroup, or None for one process
 
@@ -93,3 +95,12 @@ def any_rank(flag: bool, group: Group, device: torch.device | str = "cpu") -> bo
     value = torch.tensor(float(flag), device=device)
     dist.all_reduce(value, op=dist.ReduceOp.MAX, group=group)
     return bool(value.item() > 0)
+
+
+def every(own: T, world: Group) -> list[T]:
+    """``own`` of all ranks, in rank order; collective."""
+    if world is None:
+        return [own]
+    values: list[T] = [own] * group_size(world)
+    dist.all_gather_object(values, own, group=world)
+    return values

@@ -19,7 +19,7 @@ from typing import Literal, TypeVar
 import torch
 import torch.distributed as dist
 
-from hpc.collectives import Group, group_rank, group_size
+from hpc.collectives import Group, every, group_rank, group_size
 from hpc.preflight_quota import room
 
 GIB, MIB = 2**30, 2**20
@@ -44,15 +44,6 @@ def errors(findings: Sequence[Finding]) -> list[str]:
 def size_text(count: float) -> str:
     """Bytes for people: ``"1.5 GiB"``, ``"20 MiB"``."""
     return f"{count / GIB:.1f} GiB" if count >= GIB else f"{count / MIB:.0f} MiB"
-
-
-def every(own: T, world: Group) -> list[T]:
-    """``own`` of all ranks, in rank order; collective."""
-    if world is None:
-        return [own]
-    values: list[T] = [own] * group_size(world)
-    dist.all_gather_object(values, own, group=world)
-    return values
 
 
 def merged(own: Sequence[Finding], world: Group, host: str) -> list[Finding]:

@@ -166,8 +166,7 @@ def read_imagej(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.bool_]:
             # Pixel centres lie at half numbers of ImageJ's coordinates.
             inside ^= polygon2mask(shape, points[:, ::-1] - 0.5)
         if not inside.any():
-            where = f"an image of {shape[0]} x {shape[1]} pixels"
-            raise UserError(f"{path}: ROI {name} covers no pixel of {where}; was it drawn on this one?")
+            raise _off_image(path, f"ROI {name}", shape)
         found[name] = found[name] | inside if name in found else inside
     return np.stack(list(found.values()))
 
@@ -210,9 +209,13 @@ def read_napari(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.bool_]:
     layers = np.stack([polygon2mask(shape, _outline(kind, np.asarray(at))) for (_, kind), at in corners.items()])
     outside = next((key for key, layer in zip(corners, layers, strict=True) if not layer.any()), None)
     if outside is not None:
-        where = f"an image of {shape[0]} x {shape[1]} pixels"
-        raise UserError(f"{path}: '{outside[1]} {outside[0]}' covers no pixel of {where}; was it drawn on this one?")
+        raise _off_image(path, f"'{outside[1]} {outside[0]}'", shape)
     return layers
+
+
+def _off_image(path: Path, what: str, shape: tuple[int, int]) -> UserError:
+    where = f"an image of {shape[0]} x {shape[1]} pixels"
+    return UserError(f"{path}: {what} covers no pixel of {where}; was it drawn on this one?")
 
 
 def _is_area(kind: str, at: Sequence[tuple[float, float]]) -> bool:

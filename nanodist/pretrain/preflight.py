@@ -20,7 +20,7 @@ import hpc
 import nanodist
 from hpc import world_sizes
 from hpc.checkpoint.retention import step_of
-from hpc.collectives import Group
+from hpc.collectives import Group, every
 from hpc.environment import bf16_instructions
 from hpc.errors import UserError
 from hpc.preemption import deadline_from_environment
@@ -30,7 +30,6 @@ from hpc.preflight import (
     agreement,
     all_reduce,
     errors,
-    every,
     merged,
     shared_folder,
     size_text,

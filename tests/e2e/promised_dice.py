@@ -18,7 +18,8 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from nanodist.downstream.finetune.recipe import load_recipe
-from nanodist.downstream.segment.predict import LoadedSegmenter, load_segmenter, segment
+from nanodist.downstream.segment.predict import LoadedSegmenter, load_segmenter
+from nanodist.downstream.segment.promise import DicePromise
 from nanodist.downstream.segment.windows import strips
 from nanodist.shards import Store
 
@@ -38,13 +39,14 @@ def true_dice(run: Path, values: tuple[int, ...]) -> dict[str, float]:
     return means
 
 
-def margin(loaded: LoadedSegmenter, pixels: np.ndarray) -> float:
-    """Between the two likeliest classes, averaged over all pixels."""
-    total = 0.0
+def told(loaded: LoadedSegmenter, pixels: np.ndarray) -> tuple[float, float]:
+    """The promised Dice of a mask, and the margin between the two likeliest classes, averaged over all pixels."""
+    promise, total = DicePromise(len(loaded.values)), 0.0
     for _, likely in strips(loaded.model, pixels, loaded.crop_px, loaded.size_px, loaded.symmetries):
+        promise.add(likely, likely.argmax(0))
         best = np.sort(likely, axis=0)[-2:]
         total += float((best[1] - best[0]).sum())
-    return total / pixels.size
+    return promise.dice(), total / pixels.size
 
 
 def scored(run: Path) -> dict[str, Any]:
@@ -53,9 +55,7 @@ def scored(run: Path) -> dict[str, Any]:
     store = Store.open(load_recipe(str(run / "recipe.yaml"), []).data.test_store)
     places = {sample.key: i for i, sample in enumerate(store.samples)}
     true = {key: dice for key, dice in true_dice(run, loaded.values).items() if key in places}
-    images = [store.read(places[key]) for key in true]
-    promised = np.asarray([segment(loaded, image).expected_dice for image in images])
-    plain = np.asarray([margin(loaded, image) for image in images])
+    promised, plain = np.asarray([told(loaded, store.read(places[key])) for key in true]).T
     dice = np.asarray(list(true.values()))
     lowest = np.argsort(promised)[: len(dice) // 3]
     others = np.setdiff1d(np.arange(len(dice)), lowest)

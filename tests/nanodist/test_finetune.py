@@ -123,7 +123,7 @@ def _step(rank, world_size, store, batch_norm_over, precision, *more):
     labels = Labels(recipe.data)
     world = dist.new_group() if world_size > 1 else None
     group = 1 if batch_norm_over == "frozen" else 12
-    views = recipe.train.views_of(recipe.views.zooms)
+    views = len(recipe.sample_views)
     layout = batch_norm.make_layout(12, group, rank, world_size, 1, views)
     task = ClassifyTask(recipe, labels, _topology(rank, world_size), torch.device("cpu"), layout, world)
     task.module.train()
@@ -146,7 +146,7 @@ def test_loss_and_gradient_of_two_ranks_are_those_of_one(ranks, store, export, b
 
 def _classifier(store, *overrides, group=12):
     recipe = _recipe(store, "train.global_batch_size=12", *overrides)
-    views = recipe.train.views_of(recipe.views.zooms)
+    views = len(recipe.sample_views)
     layout = batch_norm.make_layout(12, group, 0, 1, 1, views)
     return ClassifyTask(recipe, Labels(recipe.data), _topology(), torch.device("cpu"), layout, None)
 

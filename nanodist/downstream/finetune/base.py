@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -101,11 +100,9 @@ class LabelledTask(ABC):
         """
         tiles = torch.from_numpy(batch.images).to(self.device)
         recipe, known, epochs = self.recipe, self.labels.pixel_sizes(batch.numbers), batch.epochs.tolist()
-        joined = recipe.train.zooms == "joined"
-        kinds = [dataclasses.replace(recipe.views, zooms=[zoom]) for zoom in recipe.views.zooms]
         made = [
             make_view(tiles, views, recipe.seed, epochs, batch.keys, 0, known, step=batch.step)
-            for views in (kinds if joined else [recipe.views])
+            for views in recipe.sample_views
         ]
         return list(torch.cat(made, 1).chunk(self.micro_batches))
 

@@ -77,6 +77,11 @@ class Labels:
         """Classes and micrographs of all samples."""
         return self.dataset.targets
 
+    @property
+    def learned(self) -> I64:
+        """Numbers of the samples that were trained on or chose the step, ascending."""
+        return np.sort(np.concatenate([self.train, self.validation]))
+
     def place(self, number: int) -> tuple[Store, int]:
         """The store of a sample, and its number there."""
         for part in self.dataset.parts:

@@ -100,10 +100,10 @@ def load_classifier(run_dir: str | Path) -> Loaded:
         def make() -> Classifier:
             trunk = create_trunk(spec.trunk, 0, **spec.trunk_options)
             head = plain_head(*reversed(weights["head.1.weight"].shape))
-            return Classifier(trunk, head, spec, True, joined=joined_looks(task, spec))
+            return Classifier(trunk, head, spec, True, joined=_joined_looks(task, spec))
 
         model = fitting(make, weights, folder)
-        check_head(model)
+        _check_head(model)
         height, width = (size_of(value, "tile_px") for value in task["tile_px"])
         classes = tuple(str(name) for name in task["classes"])
         if len(classes) != len(weights["head.1.weight"]):
@@ -113,7 +113,7 @@ def load_classifier(run_dir: str | Path) -> Loaded:
     return Loaded(model.float().eval(), classes, folder, (height, width), read_reference(Path(run_dir)))
 
 
-def joined_looks(task: dict[str, Any], spec: EncoderSpec) -> bool:
+def _joined_looks(task: dict[str, Any], spec: EncoderSpec) -> bool:
     """Whether a classifier's head sees all looks at once; one of before there was a choice sees one at a time.
 
     Raises:
@@ -127,7 +127,7 @@ def joined_looks(task: dict[str, Any], spec: EncoderSpec) -> bool:
     return joined
 
 
-def check_head(model: Classifier) -> None:
+def _check_head(model: Classifier) -> None:
     """Raise ``ValueError`` where the head wants other features than the looks of the spec give."""
     spec, side = model.spec, model.spec.image_size
     with torch.device("meta"):

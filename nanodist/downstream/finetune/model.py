@@ -169,7 +169,7 @@ def build_classifier(recipe: FinetuneRecipe, classes: int, crops_px: Sequence[fl
         pixels = torch.zeros(1, 1, recipe.views.size_px, recipe.views.size_px)
         width = pooled_features(trunk, pixels, spec.pooling).shape[1]
     frozen, joined = recipe.train.batch_norm == "frozen", recipe.train.zooms == "joined"
-    head = _head(width * (len(looks) if joined else 1), classes, recipe.seed)
+    head = _head(width * len(recipe.sample_views), classes, recipe.seed)
     model = Classifier(trunk, head, spec, frozen, recipe.train.precision, joined)
     freeze(recipe, trunk)
     if not frozen:

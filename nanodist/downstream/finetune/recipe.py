@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from hpc import config
@@ -108,10 +108,6 @@ class FinetuneTrainConfig:
         """What of the trunk is trained, in words."""
         return {None: "all", 0: "head"}.get(self.tuned_layers, f"last {self.tuned_layers}")
 
-    def views_of(self, zooms: Sequence[float]) -> int:
-        """Views of each sample a step."""
-        return len(zooms) if self.zooms == "joined" else 1
-
     def batch_size(self, samples: int) -> int:
         """Samples a step where ``samples`` are trained on: no sample comes twice in a batch."""
         return min(self.global_batch_size, samples)
@@ -169,6 +165,13 @@ class FinetuneRecipe:
     checkpoint: SavingConfig = section(SavingConfig, how=True)
     guard: GuardConfig = section(GuardConfig, how=True)
     tracking: TrackingConfig = section(TrackingConfig, how=True)
+
+    @property
+    def sample_views(self) -> list[ViewsConfig]:
+        """What each sample is seen as in a step: one view, or where zooms are joined one of each."""
+        if self.train.zooms == "drawn":
+            return [self.views]
+        return [replace(self.views, zooms=[zoom]) for zoom in self.views.zooms]
 
     def check(self) -> None:
         """Raise ``ValueError`` for values that do not go together."""

@@ -88,7 +88,7 @@ def _run(
 ) -> None:
     world = dist.new_group() if topology.world_size > 1 else None
     batch, group = recipe.train.batch_size(len(labels.train)), recipe.train.group_size(len(labels.train))
-    views = recipe.train.views_of(recipe.views.zooms)
+    views = len(recipe.sample_views)
     layout = batch_norm.make_layout(batch, group, topology.rank, topology.world_size, micro_batches, views)
     task = _task_type(recipe)(recipe, labels, topology, device, layout, world, micro_batches)
     task.pictures = run.pictures

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from hpc import atomic
 from hpc.tables import csv_text
@@ -76,11 +77,18 @@ def suggest(loaded: Loaded, paths: Sequence[Path], out: Path, count: int = 20) -
             [rank, done[i].file, done[i].page, name, f"{likely:.4f}", f"{unsure[i]:.4f}", f"{distance:.4f}", unlike]
         )
         cells.append((done[i].picture, f"{rank} {name[:10]} {likely:.2f}"))
-    out.mkdir(parents=True, exist_ok=True)
-    atomic.write_text(out / TABLE, csv_text(COLUMNS, table))
-    atomic.write_json(out / REPORT, {"schema": 1, "looked_at": len(done), "not_read": problems})
-    draw_sheet(cells, out / SHEET, SHOWN_PX)
+    write_suggested(out, csv_text(COLUMNS, table), cells, len(done), problems)
     return len(problems)
+
+
+def write_suggested(
+    out: Path, table: str, cells: Sequence[tuple[Image.Image, str]], looked_at: int, problems: dict[str, str]
+) -> None:
+    """Write the table, the contact sheet of ``cells`` and the report to the folder ``out``."""
+    out.mkdir(parents=True, exist_ok=True)
+    atomic.write_text(out / TABLE, table)
+    atomic.write_json(out / REPORT, {"schema": 1, "looked_at": looked_at, "not_read": problems})
+    draw_sheet(cells, out / SHEET, SHOWN_PX)
 
 
 def _answer(loaded: Loaded, one: Prediction) -> tuple[str, float]:

@@ -99,7 +99,7 @@ class ClassifyTask(LabelledTask):
     def test(self, folder: Path, checkpoint: str, fingerprint: str) -> str:
         """Scores, predictions, and what the training samples looked like."""
         probabilities, _ = self.predict(self.labels.test)
-        _, known = self.predict(np.sort(np.concatenate([self.labels.train, self.labels.validation])))
+        _, known = self.predict(self.labels.learned)
         if not self.topology.is_main:
             return ""
         write_reference(folder, known)

@@ -58,12 +58,13 @@ class Segmenter(OnTrunk):
 
     def features(self, images: Tensor) -> Tensor:
         """Features (n, d) of the deepest stage, averaged over ``images`` (n, 1, S, S), in float32."""
-        stages: list[Tensor] = self.trunk.forward_intermediates(self.normalised(images), intermediates_only=True)  # type: ignore[operator]
-        return stages[-1].float().mean((-2, -1))
+        return self._stages(self.normalised(images))[-1].float().mean((-2, -1))
+
+    def _stages(self, pixels: Tensor) -> list[Tensor]:
+        return self.trunk.forward_intermediates(pixels, intermediates_only=True)  # type: ignore[operator,no-any-return]
 
     def _logits(self, pixels: Tensor) -> Tensor:
-        stages: list[Tensor] = self.trunk.forward_intermediates(pixels, intermediates_only=True)  # type: ignore[operator]
-        made = self.head(self.decoder([pixels, *stages[-5:]]))
+        made = self.head(self.decoder([pixels, *self._stages(pixels)[-5:]]))
         if made.shape[-2:] != pixels.shape[-2:]:
             made = functional.interpolate(made, size=pixels.shape[-2:], mode="bilinear", align_corners=False)
         return made

@@ -10,14 +10,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from hpc import atomic
 from hpc.devices import inference_device
 from hpc.tables import csv_text
 from nanodist.downstream.finetune.predict import SHOWN_PX, grey, read_each
-from nanodist.downstream.finetune.suggest import REPORT, SHEET, TABLE, choose
+from nanodist.downstream.finetune.suggest import choose, write_suggested
 from nanodist.downstream.segment.predict import LoadedSegmenter, features_of, least_px, overlay, segment
 from nanodist.micrographs import Micrograph
-from nanodist.shards.sheet import draw_sheet, thumbnail
+from nanodist.shards.sheet import thumbnail
 
 COLUMNS = ("rank", "file", "page", "expected_dice", "distance", "unlike_training")
 
@@ -57,10 +56,7 @@ def suggest_masks(loaded: LoadedSegmenter, paths: Sequence[Path], out: Path, cou
         strange = "" if unlike is None else f"{unlike[i]:.3f}"
         table.append([rank, one.file, one.page, f"{one.expected_dice:.4f}", f"{distance:.4f}", strange])
         cells.append((one.picture, f"{rank} Dice {one.expected_dice:.2f}?"))
-    out.mkdir(parents=True, exist_ok=True)
-    atomic.write_text(out / TABLE, csv_text(COLUMNS, table))
-    atomic.write_json(out / REPORT, {"schema": 1, "looked_at": len(done), "not_read": problems})
-    draw_sheet(cells, out / SHEET, SHOWN_PX)
+    write_suggested(out, csv_text(COLUMNS, table), cells, len(done), problems)
     return len(problems)
 
 

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from hpc import atomic
-from hpc.collectives import sum_of_shares
+from hpc.collectives import every, sum_of_shares
 from nanodist.downstream.finetune.base import LabelledTask
 from nanodist.downstream.finetune.data import LabelledBatch
 from nanodist.downstream.finetune.reference import write_reference
@@ -111,31 +111,23 @@ class SegmentTask(LabelledTask):
             score = image_scores(i, predicted, truth, len(self.masks.values))
             mine.append((score, overlays.overlay(score, self.labels.image(int(numbers[i])), truth, predicted)))
         sent = ([score for score, _ in mine], overlays.worst([one for _, one in mine]))
-        every = [sent]
-        if self.group is not None:
-            every = [sent] * self.topology.world_size
-            dist.all_gather_object(every, sent, group=self.group)
-        known = self._known()
+        gathered, known = every(sent, self.group), self._known()
         if not self.topology.is_main:
             return ""
         write_reference(folder, known)
-        scores = sorted((one for part, _ in every for one in part), key=lambda one: one.number)
-        self._keep_worst(folder / "report", overlays.worst([one for _, part in every for one in part]))
+        scores = sorted((one for part, _ in gathered for one in part), key=lambda one: one.number)
+        self._keep_worst(folder / "report", overlays.worst([one for _, part in gathered for one in part]))
         return write_scores(folder, self.recipe, self.masks, scores, checkpoint, fingerprint)
 
     def _known(self) -> F64:
         """Features (n, d) of images that were trained on, of very many evenly taken; collective."""
-        numbers = np.sort(np.concatenate([self.labels.train, self.labels.validation]))
+        numbers = self.labels.learned
         numbers = numbers[np.unique(np.linspace(0, len(numbers) - 1, min(len(numbers), KNOWN)).round().astype(int))]
         mine = range(self.topology.rank, len(numbers), self.topology.world_size)
         self.module.eval()
         shape = (self.crop_px, self.recipe.views.size_px)
         rows = {i: mean_features(self.segmenter, self.labels.image(int(numbers[i])), *shape) for i in mine}
-        every = [rows]
-        if self.group is not None:
-            every = [rows] * self.topology.world_size
-            dist.all_gather_object(every, rows, group=self.group)
-        found = {i: row for part in every for i, row in part.items()}
+        found = {i: row for part in every(rows, self.group) for i, row in part.items()}
         return np.stack([found[i] for i in range(len(numbers))])
 
     def _keep_worst(self, folder: Path, found: list[overlays.Overlay]) -> None:
